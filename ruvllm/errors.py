@@ -1,0 +1,95 @@
+"""Every error that RuvLLM raises on purpose; knows nothing of the rest of the package.
+
+    RuvllmError
+    ├── SettingsError          a setting is missing, contradictory or out of range
+    ├── InputError             a text or parameter from outside is unacceptable (HTTP 400)
+    │   ├── TooLargeError      it is over a stated limit (HTTP 413)
+    │   └── UnknownTierError   no such tier in the active ladder (HTTP 404)
+    ├── ArtifactError          a file is missing, truncated, altered or of another layout
+    │   ├── ModelFileError     a GGUF or ONNX file
+    │   └── BundleError        a router bundle
+    ├── DatabaseError          Postgres cannot be started, reached or used
+    │   └── EncoderMismatchError  memory holds vectors of another encoder
+    ├── InferenceError         a model could not answer
+    │   ├── WorkerDiedError    its process ended
+    │   ├── OverloadedError    no slot was free in time (HTTP 503)
+    │   └── DeadlineError      the answer was not there by the request's deadline (HTTP 504)
+    ├── LearningError          too little or unusable data to learn from
+    ├── RegistryError          packaging, gates or promotion refused
+    │   └── GateError          a gate failed or was inconclusive
+    └── ProcessError           a service of ours did not start, or its port is taken
+
+A message names the thing, what was got, what is wanted and, where there is one, the way out.
+"""
+
+
+class RuvllmError(Exception):
+    """Base of the tree; the CLI prints its message and exits with 1."""
+
+
+class SettingsError(RuvllmError):
+    """A setting is missing, contradictory or out of range."""
+
+
+class InputError(RuvllmError):
+    """A text or parameter from outside is unacceptable."""
+
+
+class TooLargeError(InputError):
+    """Input is over a stated limit."""
+
+
+class UnknownTierError(InputError):
+    """No such tier in the active ladder."""
+
+
+class ArtifactError(RuvllmError):
+    """A file is missing, truncated, altered or of another layout."""
+
+
+class ModelFileError(ArtifactError):
+    """A model file is missing or is not the one that was pinned."""
+
+
+class BundleError(ArtifactError):
+    """A router bundle is missing, altered or does not fit this code."""
+
+
+class DatabaseError(RuvllmError):
+    """Postgres cannot be started, reached or used."""
+
+
+class EncoderMismatchError(DatabaseError):
+    """Memory holds vectors of another encoder than the one in use."""
+
+
+class InferenceError(RuvllmError):
+    """A model could not answer."""
+
+
+class WorkerDiedError(InferenceError):
+    """A model's process ended while it was needed."""
+
+
+class OverloadedError(InferenceError):
+    """No slot of a model was free in time."""
+
+
+class DeadlineError(InferenceError):
+    """The answer was not there by the request's deadline."""
+
+
+class LearningError(RuvllmError):
+    """Too little or unusable data to learn from."""
+
+
+class RegistryError(RuvllmError):
+    """Packaging, gates or promotion refused."""
+
+
+class GateError(RegistryError):
+    """A gate failed or was inconclusive."""
+
+
+class ProcessError(RuvllmError):
+    """A service of ours did not start, or its port is taken."""

@@ -1,0 +1,153 @@
+"""What a user can set, read once from the environment, validated, frozen. Makes no directory and touches no network.
+
+Every setting is an environment variable `RUVLLM_<NAME>`; `DATABASE_URL` and `MLFLOW_TRACKING_URI` keep their usual names.
+Dataclasses, not pydantic-settings: `import ruvllm` stays under half a second.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import get_type_hints
+
+from ruvllm.errors import SettingsError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+_USUAL_NAMES = {"database_url": "DATABASE_URL", "mlflow_tracking_uri": "MLFLOW_TRACKING_URI"}
+
+
+def _cache_root() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "ruvllm"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one process. Times in seconds, sizes in the unit that the name says."""
+
+    state_dir: Path = PROJECT_ROOT / ".ruvllm"  # everything this checkout writes at run time
+    cache_dir: Path = _cache_root()  # model files and built wheels, shared by checkouts
+    database_url: str = ""  # empty: the embedded server, supervised by us
+    tenant: str = "default"
+    ladder: str = "auto"  # auto | lfm2 | packaged; auto takes lfm2 where its files are there
+    quantisation: str = "Q4_K_M"  # of the lfm2 ladder
+    accept_gemma_terms: bool = False  # the packaged ladder's second tier is Gemma 3 270M
+    encoder: str = "minilm"  # minilm | lfm2
+    threads: int = 0  # per model; 0: measured at start
+    n_ctx: int = 2048
+    max_tokens: int = 48  # of an answer, unless the request says otherwise
+    deadline_s: float = 60.0
+    search_k: int = 32
+    explore: float = 0.1  # epsilon of the epsilon-greedy exploration
+    confidence_floor: float = 0.0  # below it the fallback policy acts; 0: the bundle's own threshold
+    collect_budget_s: float = 240.0  # oracle collection of a first night
+    collect_budget_later_s: float = 75.0  # of the nights after it, which only add to the oracle
+    nightly_cron: str = "0 2 * * *"
+    timezone: str = "UTC"
+    host: str = "127.0.0.1"
+    gateway_port: int = 0  # 0: chosen once for this checkout and kept in the state directory
+    prefect_port: int = 0
+    mlflow_port: int = 0
+    mlflow_tracking_uri: str = ""  # empty: sqlite and local artifacts in the state directory
+    writeback_threshold: float = 0.75  # quality in [0, 1]
+    duplicate_cosine: float = 0.95
+    duplicate_jaccard: float = 0.8
+    latency_weight: float = 0.1  # lambda of U = Q - lambda L - mu C, per second
+    cost_weight: float = 0.5  # mu of U = Q - lambda L - mu C
+
+    def __post_init__(self) -> None:
+        _one_of("ladder", self.ladder, ("auto", "lfm2", "packaged"))
+        _one_of("encoder", self.encoder, ("minilm", "lfm2"))
+        _one_of("quantisation", self.quantisation, ("Q4_0", "Q4_K_M", "Q5_K_M", "Q8_0", "F16"))
+        _between("explore", self.explore, 0.0, 1.0)
+        _between("confidence_floor", self.confidence_floor, 0.0, 1.0)
+        _between("writeback_threshold", self.writeback_threshold, 0.0, 1.0)
+        _between("duplicate_cosine", self.duplicate_cosine, 0.5, 1.0)
+        _between("duplicate_jaccard", self.duplicate_jaccard, 0.1, 1.0)
+        _between("n_ctx", self.n_ctx, 512, 32768)
+        _between("max_tokens", self.max_tokens, 1, 1024)
+        _between("threads", self.threads, 0, 256)
+        _between("search_k", self.search_k, 1, 64)
+        _between("latency_weight", self.latency_weight, 0.0, 100.0)
+        _between("cost_weight", self.cost_weight, 0.0, 100.0)
+        for port in ("gateway_port", "prefect_port", "mlflow_port"):
+            _between(port, getattr(self, port), 0, 65535)
+        for seconds in ("deadline_s", "collect_budget_s", "collect_budget_later_s"):
+            _between(seconds, getattr(self, seconds), 1.0, 86400.0)
+        if not self.tenant.strip():
+            raise SettingsError("RUVLLM_TENANT: got an empty name, want the tenant's name, for example 'default'")
+
+    @property
+    def models_dir(self) -> Path:
+        return self.cache_dir / "models"
+
+    @property
+    def run_dir(self) -> Path:
+        """Process ids, ports and logs."""
+        return self.state_dir / "run"
+
+    @property
+    def router_dir(self) -> Path:
+        """The local cache of promoted bundles: `<sha256>/` and `current.json`."""
+        return self.state_dir / "router"
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.mlflow_tracking_uri or f"sqlite:///{self.state_dir / 'mlflow' / 'mlflow.db'}"
+
+
+def _one_of(name: str, got: str, wanted: tuple[str, ...]) -> None:
+    if got not in wanted:
+        raise SettingsError(f"{_variable(name)}: got {got!r}, want one of {', '.join(wanted)}")
+
+
+def _between(name: str, got: float, low: float, high: float) -> None:
+    if not low <= got <= high:
+        raise SettingsError(f"{_variable(name)}: got {got}, want a number from {low} to {high}")
+
+
+def _variable(name: str) -> str:
+    return _USUAL_NAMES.get(name, f"RUVLLM_{name.upper()}")
+
+
+def _parse(name: str, kind: type, text: str) -> object:
+    if kind is bool:
+        if text.lower() in _TRUE | _FALSE:
+            return text.lower() in _TRUE
+        raise SettingsError(f"{_variable(name)}: got {text!r}, want true or false")
+    try:
+        return Path(text).expanduser().absolute() if kind is Path else kind(text)
+    except ValueError as error:
+        raise SettingsError(f"{_variable(name)}: got {text!r}, want a value of type {kind.__name__}") from error
+
+
+def load_settings(environment: Mapping[str, str] | None = None, **overrides: object) -> Settings:
+    """Settings from `environment` (the process's by default); a keyword wins over it.
+
+    Raises:
+        SettingsError: a value does not parse or is out of range, or a RUVLLM_ variable names no setting.
+    """
+    environment = os.environ if environment is None else environment
+    kinds = get_type_hints(Settings)
+    known = {_variable(field.name): field.name for field in fields(Settings)}
+    unknown = sorted(k for k in environment if k.startswith("RUVLLM_") and k not in known and k not in _NOT_SETTINGS)
+    if unknown:
+        raise SettingsError(f"{unknown[0]}: no such setting; the settings are {', '.join(sorted(known))}")
+    values: dict[str, object] = {
+        name: _parse(name, kinds[name], environment[variable])
+        for variable, name in known.items()
+        if environment.get(variable)
+    }
+    return Settings(**{**values, **overrides})  # type: ignore[arg-type]  # kinds were checked in _parse
+
+
+def to_environment(settings: Settings) -> dict[str, str]:
+    """The variables that make `load_settings` in a child process give `settings` again."""
+    return {_variable(field.name): str(getattr(settings, field.name)) for field in fields(settings)}
+
+
+_NOT_SETTINGS = {"RUVLLM_FAILPOINT", "RUVLLM_WHEEL_CACHE"}  # read where they act: tests' failpoints, the Makefile
