@@ -1,0 +1,82 @@
+"""What goes to a model and what comes back: frozen records, no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+BINS = (256, 512, 1024, 2048, 4096)  # context bins in tokens of retrieved text, specification 5.2
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a prompt. In trusted text special tokens act; in any other they are plain characters."""
+
+    text: str
+    trusted: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0
+    max_tokens: int = 48
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """[static][history][context][question]: `static` never changes for a tier, so its state is kept."""
+
+    static: tuple[Segment, ...]
+    history: tuple[Segment, ...]
+    context: tuple[Segment, ...]
+    question: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer. Seconds are the worker's own; `prefill_s` is what this call evaluated, cached tokens left out."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    prefill_s: float
+    decode_s: float
+    finish_reason: str  # stop | length
+
+    @property
+    def seconds(self) -> float:
+        return self.prefill_s + self.decode_s
+
+
+@dataclass(frozen=True)
+class NestedGeneration:
+    """One bin of an oracle query.
+
+    `cold_prefill_s` is the prefill that a user of this bin alone would have waited for, with the static prefix kept.
+    """
+
+    context_bin: int
+    generation: Generation
+    cold_prefill_s: float
+    spent_s: float
+
+
+class Model(Protocol):
+    """A tier that answers. One request at a time; a second waits.
+
+    Raises (all calls): WorkerDiedError, InferenceError, OverloadedError, TooLargeError (prompt + max_tokens > n_ctx).
+    """
+
+    def count_tokens(self, texts: list[str]) -> list[int]: ...
+
+    def generate(self, prompt: Prompt, sampling: Sampling, deadline_s: float) -> Generation: ...
+
+    def generate_nested(
+        self, prompts: dict[int, Prompt], sampling: Sampling, deadline_s: float
+    ) -> list[NestedGeneration]:
+        """Answer one question at several context bins; a larger bin's context extends a smaller one's."""
+        ...

@@ -1,0 +1,244 @@
+"""Features: bounds for any input, signals that move with what they name, and errors that name the field."""
+
+import math
+import time
+from dataclasses import fields, replace
+from datetime import datetime
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from ruvllm.errors import InputError
+from ruvllm.router.features import FeatureInput, extract
+from ruvllm.router.layout import DOMAINS, LANGUAGES, LAYOUT, QUERY_TYPES
+from ruvllm.router.transforms import fit_transforms
+
+D = 16
+_FINITE32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def unit_rows(n: int, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(n, D))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def example(question: str = "What is the capital of Chad?", k: int = 10, **changes: object) -> FeatureInput:
+    rows = unit_rows(k + 1)
+    base = FeatureInput(
+        question=question,
+        token_count=7,
+        embedding=rows[0],
+        similarities=np.linspace(0.9, 0.3, k, dtype=np.float32),
+        hit_embeddings=rows[1:],
+        hit_domains=("Geography",) * k,
+        k_asked=20,
+        corpus_size=5000,
+        now=datetime(2026, 11, 1, 6, 0),
+    )
+    return replace(base, **changes)
+
+
+def place(name: str, given: FeatureInput, **kwargs: object) -> np.ndarray:
+    return extract(given, **kwargs)[LAYOUT[name]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    question=st.text(max_size=200),
+    embedding=arrays(np.float32, D, elements=_FINITE32),
+    similarities=arrays(np.float32, st.integers(0, 12), elements=_FINITE32),
+    numbers=st.lists(st.floats(0, 1e30), min_size=4, max_size=4),
+    turn=st.integers(1, 10**9),
+    fitted=st.booleans(),
+)
+def test_any_finite_input_stays_within_the_ranges(
+    question: str, embedding: np.ndarray, similarities: np.ndarray, numbers: list[float], turn: int, fitted: bool
+) -> None:
+    features = extract(
+        FeatureInput(
+            question=question,
+            token_count=len(question),
+            embedding=embedding,
+            similarities=similarities,
+            hit_embeddings=np.tile(embedding, (len(similarities), 1)),
+            turn=turn,
+            latency_budget_s=numbers[0],
+            memory_available_gb=numbers[1],
+            battery=numbers[2],
+            user_frequency=numbers[3],
+        ),
+        fit_transforms(unit_rows(40), seed=0) if fitted else None,
+    )
+    assert features.shape == (128,)
+    assert features.dtype == np.float32
+    assert (features >= LAYOUT.low).all()
+    assert (features <= LAYOUT.high).all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f.name
+        for f in fields(FeatureInput)
+        if f.name not in ("question", "hit_domains", "device_class", "privacy_level", "now")
+    ],
+)
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_what_is_not_finite_is_named(name: str, poison: float) -> None:
+    value = getattr(example(), name)
+    if name == "historical_accuracy":
+        value = [poison] * 16
+    elif isinstance(value, np.ndarray):
+        value = value.copy()
+        value.flat[-1] = poison
+    else:
+        value = poison
+    with pytest.raises(InputError, match=name):
+        extract(example(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("turn", 0),
+        ("token_count", -1),
+        ("k_asked", 0),
+        ("embedding", np.zeros((2, 8), dtype=np.float32)),
+        ("similarities", np.zeros((10, 1), dtype=np.float32)),
+        ("hit_embeddings", np.zeros((9, D), dtype=np.float32)),
+        ("hit_domains", ("Geography",)),
+        ("historical_accuracy", (0.5,)),
+        ("device_class", "toaster"),
+        ("privacy_level", "secret"),
+    ],
+)
+def test_what_does_not_fit_is_named(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=name):
+        extract(example(**{name: value}))
+
+
+def test_transforms_of_another_encoder_are_refused() -> None:
+    other = fit_transforms(np.random.default_rng(0).normal(size=(20, 2 * D)).astype(np.float32), seed=0)
+    with pytest.raises(InputError, match=r"got 16 values.*for 32"):
+        extract(example(), other)
+
+
+def test_empty_memory_gives_zeros() -> None:
+    empty = FeatureInput(question="Hello", token_count=1, embedding=unit_rows(1)[0])
+    features = extract(empty)
+    assert not features[LAYOUT["k_retrieved"].start : LAYOUT["semantic_coherence"].stop].any()
+    assert not features[LAYOUT["memory_coverage"]].any()
+    assert not features[LAYOUT["hour_sine"].start :].any()
+
+
+def test_search_stats_are_those_of_the_similarities() -> None:
+    given = example(k=10)
+    distances = 1 - np.linspace(0.9, 0.3, 10)
+    expected = (distances.mean(), distances.std(), 0.1, 0.7)
+    np.testing.assert_allclose(place("distances", given), expected, atol=1e-6)
+    assert place("k_retrieved", given) == pytest.approx(10 / 64)
+    assert place("recall_estimate", given) == pytest.approx(0.5)
+    assert place("memory_coverage", given) == pytest.approx(np.linspace(0.9, 0.3, 10)[:5].mean(), abs=1e-6)
+    assert place("graph_depth", given) == pytest.approx(math.log(5000) / math.log(16) / 8)
+    density = place("neighborhood_density", given)
+    np.testing.assert_allclose(density * 10, np.histogram(distances, bins=16, range=(0, 1))[0], atol=1e-5)
+    peaked = example(similarities=np.array([0.9] + [0.1] * 9, dtype=np.float32))
+    even = example(similarities=np.full(10, 0.5, dtype=np.float32))
+    assert place("search_entropy", peaked) < 0.01
+    assert place("search_entropy", even) == pytest.approx(1)
+
+
+def test_coherence_summarises_the_pairwise_similarities() -> None:
+    given = example(k=10)
+    coherence = place("semantic_coherence", given)
+    pairs = [float(a @ b) for i, a in enumerate(given.hit_embeddings[:8]) for b in given.hit_embeddings[i + 1 : 8]]
+    assert coherence[0] == pytest.approx(min(pairs), abs=1e-6)
+    assert coherence[-1] == pytest.approx(max(pairs), abs=1e-6)
+    np.testing.assert_allclose(coherence, np.quantile(pairs, np.linspace(0, 1, 24)), atol=1e-5)
+    same = example(k=3, hit_embeddings=np.tile(unit_rows(1), (3, 1)))
+    np.testing.assert_allclose(place("semantic_coherence", same), 1, atol=1e-6)
+
+
+def test_embedding_stats() -> None:
+    spike = np.zeros(D, dtype=np.float32)
+    spike[3] = 1
+    flat = np.full(D, 0.25, dtype=np.float32)
+    assert [place(name, example(embedding=spike))[0] for name in ("l2_norm", "entropy", "sparsity")] == [1, 0, 1]
+    assert [place(name, example(embedding=flat))[0] for name in ("l2_norm", "entropy", "sparsity")] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("What is the capital of Chad?", "english"),
+        ("¿Cuál es la capital de Chad?", "spanish"),
+        ("Quelle est la capitale du Tchad ?", "french"),
+        ("Was ist die Hauptstadt von Tschad?", "german"),
+        ("Qual è la capitale del Ciad?", "italian"),
+        ("Qual é a capital do Chade?", "portuguese"),
+        ("Какая столица Чада?", "russian"),
+        ("乍得的首都是什么？", "chinese"),
+        ("チャドの首都は何ですか", None),
+        ("12345 ?", None),
+    ],
+)
+def test_language(question: str, expected: str | None) -> None:
+    found = place("language_id", example(question))
+    assert found.tolist() == [float(name == expected) for name in LANGUAGES]
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("What is the population of Chad?", "factual"),
+        ("Why does ice float?", "reasoning"),
+        ("Write a poem about rivers", "creative"),
+        ("How do I install numpy?", "procedural"),
+        ("Compare Chad versus Mali", "comparison"),
+        ("Hello, thanks!", "conversational"),
+        ("And in the year before?", "conversational"),
+    ],
+)
+def test_query_type(question: str, expected: str) -> None:
+    shares = place("query_type", example(question))
+    assert shares.sum() == pytest.approx(1)
+    assert QUERY_TYPES[int(shares.argmax())] == expected
+
+
+def test_domain_is_voted_by_words_and_hits() -> None:
+    silent = "Tell me about it"
+    votes = example(silent, k=3, hit_domains=("economy", "People and Society", "Chad"))
+    votes = replace(votes, similarities=np.array([0.6, 0.3, 0.1], dtype=np.float32))
+    shares = dict(zip(DOMAINS, place("domain_encoding", votes).tolist(), strict=True))
+    assert {name: share for name, share in shares.items() if share} == pytest.approx(
+        {"economy": 0.6, "people": 0.3, "other": 0.1}
+    )
+    spoken = place("domain_encoding", example("Which python decorator caches?", k=0, hit_domains=()))
+    assert DOMAINS[int(spoken.argmax())] == "programming"
+    assert not place("domain_encoding", example(silent, k=0, hit_domains=())).any()
+
+
+def test_system_stats() -> None:
+    features = extract(
+        example(turn=8, latency_budget_s=120, queue_depth=64, device_class="edge", historical_accuracy=[0.5] * 16)
+    )
+    assert features[LAYOUT["session_turn"]] == pytest.approx(0.5)
+    assert features[LAYOUT["latency_budget"]] == pytest.approx(1)
+    assert features[LAYOUT["queue_depth"]] == pytest.approx(1)
+    assert features[LAYOUT["device_class"]].tolist() == [1, 0, 0, 0]
+    assert features[LAYOUT["historical_accuracy"]].tolist() == [0.5] * 16
+    assert features[LAYOUT["hour_sine"]] == pytest.approx(1)  # six o'clock
+    assert features[LAYOUT["hour_cosine"]] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_long_question_stays_under_a_millisecond() -> None:
+    given = example("what is the largest city of the world? " * 500, k=10)
+    times = []
+    for _ in range(50):
+        started = time.perf_counter()
+        extract(given)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 1e-3  # the best of 50: the machine is shared
