@@ -1,0 +1,113 @@
+"""Errors as OpenAI's clients expect them; the one table from our error tree to HTTP. Knows nothing of the endpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ruvllm.errors import (
+    DatabaseError,
+    DeadlineError,
+    InferenceError,
+    InputError,
+    OverloadedError,
+    RuvllmError,
+    TooLargeError,
+    UnknownTierError,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How an error looks from outside. `retry_after` in seconds, None where trying again would not help."""
+
+    status: int
+    type: str
+    code: str | None = None
+    retry_after: int | None = None
+
+
+# The first class that fits counts, so a subclass stands before its base.
+KINDS: tuple[tuple[type[Exception], Kind], ...] = (
+    (TooLargeError, Kind(400, "invalid_request_error", "context_length_exceeded")),
+    (UnknownTierError, Kind(404, "invalid_request_error", "model_not_found")),
+    (InputError, Kind(400, "invalid_request_error")),
+    (OverloadedError, Kind(503, "server_overloaded", "server_overloaded", retry_after=1)),
+    (DeadlineError, Kind(504, "server_error", "deadline_exceeded")),
+    (TimeoutError, Kind(504, "server_error", "deadline_exceeded")),
+    (InferenceError, Kind(503, "server_error", "model_unavailable", retry_after=2)),
+    (DatabaseError, Kind(503, "server_error", "database_unavailable", retry_after=2)),
+    (RuvllmError, Kind(500, "server_error", "internal_error")),
+)
+_STATUSES = {401: "authentication_error", 429: "rate_limit_exceeded"}
+_UNEXPECTED = "the gateway failed in a way that was not foreseen; its log names the request"
+
+
+class JsonResponse(Response):
+    """JSON in ASCII: a lone surrogate in a text that is quoted back cannot break the encoding of the answer."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def kind_of(error: Exception) -> Kind:
+    """How an error of our tree, or a TimeoutError, looks from outside."""
+    return next(kind for cls, kind in KINDS if isinstance(error, cls))
+
+
+def error_response(
+    kind: Kind, message: str, param: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """`{"error": {message, type, param, code}}` with Retry-After where trying again helps."""
+    retry = {"retry-after": str(kind.retry_after)} if kind.retry_after is not None else {}
+    body = {"error": {"message": message, "type": kind.type, "param": param, "code": kind.code}}
+    return JsonResponse(body, kind.status, {**retry, **(headers or {})})
+
+
+def install(app: FastAPI) -> None:
+    """Give `app` the handlers for every way in which a request can fail."""
+    app.add_exception_handler(RuvllmError, _ours)
+    app.add_exception_handler(TimeoutError, _ours)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _ours(request: Request, error: Exception) -> Response:
+    kind = kind_of(error)
+    if kind.status >= 500:
+        log.error("%s %s: %s: %s", request.method, request.url.path, type(error).__name__, error)
+    return error_response(kind, str(error) or "the deadline of the request has passed")
+
+
+async def _validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    return error_response(Kind(400, "invalid_request_error"), f"{place[:200]}: {first['msg']}", place[:200])
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = Kind(error.status_code, _STATUSES.get(error.status_code, "invalid_request_error"))
+    return error_response(kind, str(error.detail), headers=error.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    request_id = getattr(request.state, "request_id", "")
+    log.error("request %s: %s: %s", request_id, type(error).__name__, error)
+    return error_response(
+        Kind(500, "server_error", "internal_error"), _UNEXPECTED, headers={"x-request-id": request_id}
+    )

@@ -1,0 +1,90 @@
+"""An answerer that answers at once with what it was asked; for unit tests of HTTP, never for a cycle or a benchmark."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ruvllm.answer import Answer, Ask
+from ruvllm.errors import InputError
+from ruvllm.inference.tiers import Ladder, load_catalogue
+from ruvllm.inference.types import Generation
+from ruvllm.memory.records import Hit, Node
+from ruvllm.router.decision import Decision
+from ruvllm.router.runtime import RouterRuntime
+from ruvllm.text import clean_text
+
+HIT = Hit(
+    Node(7, "uuid", "Document", "geography", "system", "secret text", "factbook", "", (), {}, 1.0, 1),
+    0.75,
+    np.zeros(4, dtype=np.float32),
+)
+
+
+@dataclass
+class FakeAnswerer:
+    """Answers with what it was asked. `error` is raised instead; `gate`, where set, is waited for first."""
+
+    ladder: Ladder = field(default_factory=lambda: Ladder("packaged", tuple(load_catalogue()["packaged"]), "of a test"))
+    router_version: str = ""
+    error: Exception | None = None
+    gate: threading.Event | None = None
+    began: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    asked: list[Ask] = field(default_factory=list)
+    feedbacks: list[tuple[object, ...]] = field(default_factory=list)
+    settled: int = 0
+
+    def answer(self, ask: Ask) -> Answer:
+        self._take(ask)
+        tier = ask.forced_tier or self.ladder.tiers[0].name
+        return Answer(
+            request_id=ask.request_id,
+            text=f"You asked: {ask.question}",
+            tier=tier,
+            context_bin=ask.forced_bin or 512,
+            decision=self._decision(ask),
+            generation=Generation("", 20, 5, 12, 0.0, 0.0, "stop"),
+            hits=(HIT,),
+            used=(7,),
+            stage_ms={"embed": 4.0, "search": 1.5, "route": 0.05, "generate": 0.0},
+            total_ms=6.0,
+            cost=0.01,
+            degraded=("memory",),
+        )
+
+    def route(self, ask: Ask) -> tuple[Decision, tuple[Hit, ...]]:
+        self._take(ask)
+        return self._decision(ask), (HIT,)
+
+    def settle_outbox(self, limit: int = 100) -> int:
+        self.settled += 1
+        return 0
+
+    def use_router(self, runtime: RouterRuntime | None) -> None:
+        assert runtime is not None
+        runtime.require("packaged", ("smollm2-135m", "gemma3-270m"), "test-encoder")
+        self.router_version = runtime.version
+
+    def feedback(
+        self, request_id: str, rating: int | None, correction: str | None, task_success: bool | None, writer: str = ""
+    ) -> None:
+        if request_id == "unknown":
+            raise InputError("request 'unknown': no such interaction")
+        self.feedbacks.append((request_id, rating, correction, task_success, writer))
+
+    def _take(self, ask: Ask) -> None:
+        self.asked.append(ask)
+        self.began.release()
+        if self.gate is not None:
+            assert self.gate.wait(10)
+        if self.error is not None:
+            raise self.error
+        for text in (ask.question, *(text for turn in ask.history for text in turn)):
+            clean_text(text, "question")
+
+    def _decision(self, ask: Ask) -> Decision:
+        tier = [t.name for t in self.ladder.tiers].index(ask.forced_tier) if ask.forced_tier else 0
+        source = "forced" if ask.forced_tier else "champion"
+        return Decision(tier, 512, 0.0, 1.0, 0.875, 0.9, source, self.router_version, (0.9, 0.1, 0, 0), (0, 1, 0, 0, 0))

@@ -1,0 +1,70 @@
+"""Prometheus metrics of one gateway, in a registry of its own. Knows nothing of HTTP routing or of models."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ruvllm import __version__
+from ruvllm.answer import Answer
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_STAGES = {"embed": "embed", "search": "retrieve", "route": "route"}  # stage of an answer -> metric
+
+
+class Metrics:
+    """Counters, gauges and histograms; `render` is the text of GET /metrics."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "Requests", "route", "model", "status")
+        self.rejected = self._counter("rejected", "Requests that were not taken up", "reason")
+        self.tokens = self._counter("tokens", "Tokens of prompts and answers", "kind", "model")
+        self.reused = self._counter("prefix_tokens_reused", "Prompt tokens whose state was kept")
+        self.decisions = self._counter("router_decisions", "Routing decisions", "model", "ctx_bin", "source")
+        self.settled = self._counter("outbox_settled", "Answers that were scored and, if good, written back")
+        self.request = self._histogram("request_seconds", "Whole request", "route")
+        self.overhead = self._histogram("overhead_seconds", "Request without the model's time and the wait for it")
+        self.queue = self._histogram("queue_seconds", "Wait for a thread and for the model")
+        self.stages = {stage: self._histogram(f"{name}_seconds", f"Stage {name}") for stage, name in _STAGES.items()}
+        self.confidence = Histogram(
+            "ruvllm_router_confidence", "Confidence of decisions", buckets=_SHARES, registry=self.registry
+        )
+        self.inflight = self._gauge("inflight", "Admitted requests that are not answered yet")
+        self.queue_depth = self._gauge("queue_depth", "Requests that wait for a model")
+        self.stale = self._gauge("router_stale_seconds", "Since the ledger was last read")
+        self.db_up = self._gauge("db_up", "Whether Postgres answered last")
+        self.version = self._gauge("router_version_info", "The router that decides", "version", "sha256")
+        self._gauge("build_info", "This code", "version").labels(__version__).set(1)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def answered(self, answer: Answer, queue_s: float, overhead_s: float) -> None:
+        """Count one answer. Seconds are of the monotonic clock of this process."""
+        decision, generation = answer.decision, answer.generation
+        self.decisions.labels(answer.tier, str(answer.context_bin), decision.decided_by).inc()
+        if decision.confidence is not None:
+            self.confidence.observe(decision.confidence)
+        self.tokens.labels("prompt", answer.tier).inc(generation.prompt_tokens)
+        self.tokens.labels("completion", answer.tier).inc(generation.completion_tokens)
+        self.reused.inc(generation.cached_tokens)
+        self.queue.observe(queue_s)
+        self.overhead.observe(overhead_s)
+        for stage, histogram in self.stages.items():
+            if stage in answer.stage_ms:
+                histogram.observe(answer.stage_ms[stage] / 1000)
+
+    def routed_by(self, version: str, sha256: str) -> None:
+        """The router in use; the series of the one before ends."""
+        self.version.clear()
+        self.version.labels(version, sha256).set(1)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"ruvllm_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"ruvllm_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"ruvllm_{name}", text, labels, buckets=_SECONDS, registry=self.registry)

@@ -1,0 +1,59 @@
+"""The gateway's real parts at its edges: memory that joins late, and the probe that a night ends with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ruvllm.database.pool import Database
+from ruvllm.embedding import EmbeddingAdapter
+from ruvllm.embedding.fake import HashingEncoder
+from ruvllm.errors import DatabaseError, EncoderMismatchError, ProcessError
+from ruvllm.serving.build import LateMemory
+from ruvllm.serving.fake import FakeAnswerer
+from ruvllm.serving.probe import ask_gateway
+from ruvllm.serving.service import GatewayService
+from ruvllm.settings import Settings
+from tests.serving.gateway import serving
+
+VECTOR = np.eye(1, 384, dtype=np.float32)[0]
+
+
+def test_memory_that_was_away_is_an_error_and_then_joins(
+    settings: Settings, database_url: str, database: Database, away: Database
+) -> None:
+    embedder = EmbeddingAdapter(HashingEncoder())
+    late = LateMemory(replace(settings, database_url="postgresql://nobody@127.0.0.1:9/none"), away, embedder)
+    with pytest.raises(DatabaseError):
+        late.search(VECTOR, 3)
+    late._settings, late._database = replace(settings, database_url=database_url), database  # Postgres is back
+    assert late.search(VECTOR, 3) == []
+
+
+def test_memory_of_another_encoder_is_refused(settings: Settings, database_url: str, database: Database) -> None:
+    late = LateMemory(
+        replace(settings, database_url=database_url), database, EmbeddingAdapter(HashingEncoder(id="another"))
+    )
+    with pytest.raises(EncoderMismatchError, match="another"):
+        late.open()
+
+
+def test_the_probe_says_which_router_answered(
+    service: GatewayService, answerer: FakeAnswerer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answerer.router_version = "night-0001"
+    monkeypatch.setattr("ruvllm.services.gateway_running", lambda settings: serving(settings, service))
+    reply = ask_gateway(settings, "night-0001", "Hello?")
+    assert (reply.text, reply.model, reply.router_version) == ("You asked: Hello?", "smollm2-135m", "night-0001")
+
+
+def test_the_probe_refuses_another_router(
+    service: GatewayService, answerer: FakeAnswerer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answerer.router_version = "night-0001"
+    monkeypatch.setattr("ruvllm.services.gateway_running", lambda settings: serving(settings, service))
+    monkeypatch.setattr("ruvllm.serving.probe._RELOAD_S", 0.0)
+    with pytest.raises(ProcessError, match="router 'night-0001' decides, want 'night-0002'"):
+        ask_gateway(settings, "night-0002", "Hello?")
