@@ -1,14 +1,14 @@
 """What a user can set, read once from the environment, validated, frozen. Makes no directory and touches no network.
 
-Every setting is an environment variable `RUVLLM_<NAME>`; `DATABASE_URL` and `MLFLOW_TRACKING_URI` keep their usual names.
-Dataclasses, not pydantic-settings: `import ruvllm` stays under half a second.
+Every setting is an environment variable `RUVLLM_<NAME>`; `DATABASE_URL` and `MLFLOW_TRACKING_URI` keep their usual
+names. Dataclasses, not pydantic-settings: `import ruvllm` stays under half a second.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import get_type_hints
 
@@ -30,7 +30,7 @@ class Settings:
     """Settings of one process. Times in seconds, sizes in the unit that the name says."""
 
     state_dir: Path = PROJECT_ROOT / ".ruvllm"  # everything this checkout writes at run time
-    cache_dir: Path = _cache_root()  # model files and built wheels, shared by checkouts
+    cache_dir: Path = field(default_factory=_cache_root)  # model files and built wheels, shared by checkouts
     database_url: str = ""  # empty: the embedded server, supervised by us
     tenant: str = "default"
     ladder: str = "auto"  # auto | lfm2 | packaged; auto takes lfm2 where its files are there
