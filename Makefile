@@ -1,0 +1,69 @@
+# The doors. Set-up runs by itself before whatever needs it and starts at once where nothing changed.
+#
+#   PYTHON=python3.12            interpreter (3.11 or newer)
+#   TORCH= TORCH_INDEX=          another build of torch: a requirement, an index
+#   GEMMA=no                     leave out Gemma 3 270M, the second model of the packaged ladder
+#   CYCLE_FLAGS= TEST_FLAGS=     appended to `ruvllm cycle` and to pytest
+#   UPGRADE=--upgrade            newest versions for `make lock`
+
+SHELL := bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?=
+TORCH ?=
+TORCH_INDEX ?=
+UPGRADE ?=
+GEMMA ?= yes
+CYCLE_FLAGS ?=
+TEST_FLAGS ?=
+export PYTHON TORCH TORCH_INDEX UPGRADE
+
+# Everything stays local and quiet; an explicit setting of the caller's wins.
+export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+export DO_NOT_TRACK ?= true
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export DVC_NO_ANALYTICS ?= 1
+export ORT_DISABLE_TELEMETRY ?= 1
+
+gemma_flag := $(if $(filter no,$(GEMMA)),,--accept-gemma-terms)
+
+.PHONY: help setup cycle test check up down status bench lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make .venv with everything in it (about 7 minutes once, 5 of them compile llama.cpp)
+	@infra/setup.sh
+
+cycle: setup ## run one whole learning cycle; run it again for the next night
+	@$(if $(gemma_flag),echo 'uses Gemma 3 270M under the Gemma Terms of Use (ai.google.dev/gemma/terms); "make cycle GEMMA=no" leaves it out')
+	@.venv/bin/ruvllm cycle $(gemma_flag) --approve-as demo $(CYCLE_FLAGS)
+
+test: setup ## run the whole test suite
+	@.venv/bin/python -m pytest $(TEST_FLAGS)
+
+check: setup ## format, lint, types, tests
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/python -m pytest $(TEST_FLAGS)
+
+up: setup ## keep Postgres, Prefect, MLflow, the flows and the gateway running
+	@.venv/bin/ruvllm up
+
+down: setup ## stop them
+	@.venv/bin/ruvllm down
+
+status: setup ## say which of them run, and where
+	@.venv/bin/ruvllm status
+
+bench: setup ## run the measurements in tests/benchmarks
+	@.venv/bin/python -m pytest -m benchmark tests/benchmarks $(TEST_FLAGS)
+
+lock: ## write requirements/*.txt anew, with hashes
+	@infra/lock.sh
+
+clean: ## remove the environment and caches; the state in .ruvllm stays
+	@rm -rf .venv .venv.lock .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
