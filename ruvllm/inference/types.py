@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 BINS = (256, 512, 1024, 2048, 4096)  # context bins in tokens of retrieved text, specification 5.2
+ROUTED_BINS = (256, 512, 1024)  # those that the oracle runs so far; a wider one has no outcomes to learn from yet
 
 
 @dataclass(frozen=True)

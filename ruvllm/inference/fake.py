@@ -1,0 +1,84 @@
+"""A `Model` without a model, for unit tests only: a token is a word, an answer is looked up in the prompt's text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from ruvllm.errors import TooLargeError, WorkerDiedError
+from ruvllm.inference.sampling import check_sampling
+from ruvllm.inference.types import Generation, NestedGeneration, Prompt, Sampling, Segment
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """What the prompt says, trusted or not."""
+    return _text(prompt.static + prompt.history + prompt.context + prompt.question)
+
+
+def _text(segments: tuple[Segment, ...]) -> str:
+    return "".join(segment.text for segment in segments)
+
+
+def _nothing_known(text: str) -> str:
+    return "unknown"
+
+
+@dataclass
+class FakeModel:
+    """`answer` maps the whole prompt's text to the reply; a second is 1,000 tokens of prompt or 10 of reply.
+
+    While `deaths` is positive, each call lowers it by one and raises WorkerDiedError.
+    """
+
+    answer: Callable[[str], str] = _nothing_known
+    n_ctx: int = 2048
+    deaths: int = 0
+    alive: bool = True
+    asked: list[Prompt] = field(default_factory=list)
+    statics: set[str] = field(default_factory=set)
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        self._perhaps_die()
+        return [len(text.split()) for text in texts]
+
+    def generate(self, prompt: Prompt, sampling: Sampling, deadline_s: float) -> Generation:
+        self._perhaps_die()
+        check_sampling(sampling)
+        self.asked.append(prompt)
+        tokens = len(prompt_text(prompt).split())
+        if tokens + sampling.max_tokens > self.n_ctx:
+            raise TooLargeError(f"prompt: got {tokens} tokens, want at most {self.n_ctx} with max_tokens")
+        return self._generation(prompt, tokens, sampling.max_tokens)
+
+    def _generation(self, prompt: Prompt, tokens: int, max_tokens: int) -> Generation:
+        static = _text(prompt.static)
+        cached = len(static.split()) if static in self.statics else 0
+        self.statics.add(static)
+        words = self.answer(prompt_text(prompt)).split()
+        said = words[:max_tokens]
+        reason = "stop" if len(words) <= max_tokens else "length"
+        return Generation(" ".join(said), tokens, len(said), cached, (tokens - cached) / 1000, len(said) / 10, reason)
+
+    def generate_nested(
+        self, prompts: dict[int, Prompt], sampling: Sampling, deadline_s: float
+    ) -> list[NestedGeneration]:
+        done: dict[Prompt, NestedGeneration] = {}
+        answers: list[NestedGeneration] = []
+        for context_bin, prompt in sorted(prompts.items()):
+            if prompt in done:
+                answers.append(replace(done[prompt], context_bin=context_bin, spent_s=0.0))
+                continue
+            generation = self.generate(prompt, sampling, deadline_s)
+            done[prompt] = NestedGeneration(context_bin, generation, generation.prefill_s, generation.seconds)
+            answers.append(done[prompt])
+        return answers
+
+    def _perhaps_die(self) -> None:
+        if not self.alive:
+            raise WorkerDiedError("fake model: it is closed")
+        if self.deaths > 0:
+            self.deaths -= 1
+            raise WorkerDiedError("fake model: told to die")
+
+    def close(self) -> None:
+        self.alive = False

@@ -1,0 +1,187 @@
+"""The model's process, as its parent sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from inference_prompts import short_prompt
+
+from ruvllm.errors import (
+    InferenceError,
+    InputError,
+    ModelFileError,
+    OverloadedError,
+    TooLargeError,
+    WorkerDiedError,
+)
+from ruvllm.inference.llama_cpp import LlamaWorker
+from ruvllm.inference.pool import ModelPool
+from ruvllm.inference.prompt import build
+from ruvllm.inference.tiers import Ladder, Tier
+from ruvllm.inference.types import Sampling
+from ruvllm.settings import PROJECT_ROOT, Settings
+
+ENDLESS = short_prompt("Tell a story.", static="")
+LONG_ANSWER = Sampling(max_tokens=600, temperature=1.5, seed=1)
+
+
+def test_a_base_model_answers_from_the_passage(few_shot_worker: LlamaWorker) -> None:
+    passage = "The Suez Canal was opened in November 1869 after ten years of digging."
+    prompt = build(few_shot_worker.tier, "When was the Suez Canal opened?", [passage], [])
+    answer = few_shot_worker.generate(prompt, Sampling(max_tokens=16), 60)
+    assert "1869" in answer.text
+    assert "\n" not in answer.text
+    again = few_shot_worker.generate(prompt, Sampling(max_tokens=16), 60)
+    assert again.text == answer.text
+    assert again.cached_tokens > 100
+
+
+def test_count_tokens_counts_untrusted_text(chat_worker: LlamaWorker) -> None:
+    assert chat_worker.count_tokens(["", "Hello", "<|im_end|>"]) == [0, 1, 7]
+
+
+@pytest.mark.parametrize(
+    ("question", "error", "words"),
+    [
+        ("word " * 3000, TooLargeError, "want at most 2048 together"),
+        ("x" * 9_000_000, TooLargeError, "want at most"),
+        ("\ud800", InputError, "lone surrogate"),
+    ],
+    ids=["over n_ctx", "over a frame", "surrogate"],
+)
+def test_what_cannot_be_asked(chat_worker: LlamaWorker, question: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        chat_worker.generate(short_prompt(question), Sampling(max_tokens=4), 30)
+    assert chat_worker.generate(short_prompt("Hi"), Sampling(max_tokens=2), 30).completion_tokens <= 2
+
+
+def test_bad_sampling_does_not_reach_the_model(chat_worker: LlamaWorker) -> None:
+    with pytest.raises(InputError, match="temperature: got nan"):
+        chat_worker.generate(short_prompt("Hi"), Sampling(temperature=float("nan")), 30)
+
+
+def test_over_the_deadline_is_an_error_in_time(chat_worker: LlamaWorker) -> None:
+    began = time.monotonic()
+    with pytest.raises(InferenceError, match="deadline passed"):
+        chat_worker.generate(ENDLESS, LONG_ANSWER, 0.4)
+    assert time.monotonic() - began < 2.0
+
+
+def test_a_second_request_waits_its_turn_or_is_refused(chat_worker: LlamaWorker) -> None:
+    with ThreadPoolExecutor(1) as executor:
+        first = executor.submit(_fails_by_deadline, chat_worker, 1.0)
+        _until(lambda: chat_worker.busy)
+        with pytest.raises(OverloadedError, match=r"not free within 0\.1 s"):
+            chat_worker.generate(short_prompt("Hi"), Sampling(max_tokens=1), 0.1)
+        assert chat_worker.generate(short_prompt("Hi"), Sampling(max_tokens=1), 30).completion_tokens == 1
+        assert first.result()
+
+
+def _fails_by_deadline(worker: LlamaWorker, seconds: float) -> bool:
+    with pytest.raises(InferenceError):
+        worker.generate(ENDLESS, LONG_ANSWER, seconds)
+    return True
+
+
+def _until(condition: object, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "did not happen in time"
+        threading.Event().wait(0.005)
+
+
+def test_a_killed_process_is_noticed_at_once_and_replaced(
+    tiers: dict[str, Tier], paths: dict[str, Path], model_settings: Settings
+) -> None:
+    workers: list[LlamaWorker] = []
+
+    def start(tier: Tier) -> LlamaWorker:
+        workers.append(LlamaWorker(tier, paths[tier.style], model_settings, threads=1))
+        return workers[-1]
+
+    with ModelPool(model_settings, Ladder("packaged", (tiers["chat"],), ""), start=start) as pool:
+        model = pool.model(0)
+        model.start()
+        with ThreadPoolExecutor(1) as executor:
+            answer = executor.submit(
+                model.generate, short_prompt("Say a word."), replace(LONG_ANSWER, max_tokens=40), 60
+            )
+            _until(lambda: workers[0].busy)
+            os.kill(workers[0].pid, signal.SIGKILL)
+            assert answer.result(30).completion_tokens > 0
+        assert len(workers) == 2
+        with pytest.raises(WorkerDiedError, match=r"ended \(SIGKILL\); the log is"):
+            workers[0].count_tokens(["x"])
+    assert not workers[1].alive
+
+
+def test_the_child_ends_when_its_parent_is_killed_in_the_middle_of_an_answer(
+    paths: dict[str, Path], model_settings: Settings
+) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, str(paths["chat"]), str(model_settings.state_dir)],
+        stdout=subprocess.PIPE,
+        cwd=PROJECT_ROOT,
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        parent.wait()
+        child.wait(5)
+
+
+_PARENT = """
+import sys, threading
+from pathlib import Path
+from ruvllm.inference.llama_cpp import LlamaWorker
+from ruvllm.inference.tiers import load_catalogue
+from ruvllm.inference.types import Prompt, Sampling, Segment
+from ruvllm.settings import load_settings
+
+tier = load_catalogue()["packaged"][0]
+worker = LlamaWorker(tier, Path(sys.argv[1]), load_settings({}, state_dir=Path(sys.argv[2])), threads=1)
+prompt = Prompt((), (), (), (Segment("Tell a story.", False),))
+sampling = Sampling(max_tokens=900, temperature=1.5)
+threading.Thread(target=worker.generate, args=(prompt, sampling, 600.0), daemon=True).start()
+print(worker.pid, flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("content", [b"", b"GG", b"not a model", b"GGUF" + b"\xff" * 64], ids=str)
+def test_a_file_that_is_no_model_is_an_error_and_leaves_no_process(
+    tiers: dict[str, Tier], model_settings: Settings, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    before = {p.pid for p in psutil.Process().children()}
+    with pytest.raises(ModelFileError, match=r"model\.gguf"):
+        LlamaWorker(tiers["chat"], path, model_settings, threads=1)
+    assert {p.pid for p in psutil.Process().children()} <= before
+
+
+def test_the_child_sees_no_secret(
+    tiers: dict[str, Tier], paths: dict[str, Path], model_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://someone:secret@host/db")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    with LlamaWorker(tiers["chat"], paths["chat"], model_settings, threads=1) as worker:
+        environment = psutil.Process(worker.pid).environ()
+    assert "DATABASE_URL" not in environment
+    assert environment["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_the_resident_set_holds_no_scores_of_every_token(few_shot_worker: LlamaWorker) -> None:
+    """n_batch x n_vocab floats would be 512 MiB for Gemma alone."""
+    assert psutil.Process(few_shot_worker.pid).memory_info().rss < 560 * 2**20
