@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ruvllm.errors import InputError
-from ruvllm.inference.types import BINS
+from ruvllm.inference.types import BINS, ROUTED_BINS
 from ruvllm.router.decision import N_TIERS, Allowed, Decision, RouterOutputs
 from ruvllm.router.runtime import RouterRuntime
 
@@ -22,7 +22,6 @@ Array = NDArray[np.float32]
 Pair = tuple[int, int]  # index of the tier, index of the bin
 
 _COLD_TEMPERATURE, _COLD_TOP_P = 0.0, 1.0
-_ROUTED_BINS = (256, 512, 1024)
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Policy:
         tier_mask: Sequence[bool],
         epsilon: float,
         rng: np.random.Generator,
-        bins: Sequence[int] = _ROUTED_BINS,
+        bins: Sequence[int] = ROUTED_BINS,
         floor: float | None = None,
     ) -> None:
         if len(tier_mask) != N_TIERS:

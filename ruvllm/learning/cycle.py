@@ -1,0 +1,95 @@
+"""The ledger of nights: which cycle runs, which of its steps are done. Knows nothing of what the steps do.
+
+A night that was killed is taken up again: `open_cycle` returns it, and `once` skips the steps that are done.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ruvllm.database.pool import Database
+from ruvllm.errors import LearningError
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """`night` counts from 1. `resumed` is True where an earlier run of this night left it unfinished."""
+
+    id: str
+    night: int
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    result: dict[str, Any]
+    seconds: float
+
+
+def open_cycle(database: Database) -> Cycle:
+    """The unfinished night, or a new one."""
+    with database.transaction() as connection:
+        connection.execute("SELECT pg_advisory_xact_lock(hashtext('ruvllm.cycle'))")
+        found = connection.execute(
+            "SELECT id, night FROM learning.cycles WHERE finished_at IS NULL ORDER BY night LIMIT 1"
+        ).fetchone()
+        if found is not None:
+            return Cycle(found[0], found[1], resumed=True)
+        last = connection.execute("SELECT coalesce(max(night), 0) FROM learning.cycles").fetchone()
+        assert last is not None
+        cycle = Cycle(f"night-{last[0] + 1:04d}-{uuid.uuid4().hex[:8]}", last[0] + 1, resumed=False)
+        connection.execute(
+            "INSERT INTO learning.cycles (id, tenant, night) VALUES (%s, %s, %s)",
+            (cycle.id, database.tenant, cycle.night),
+        )
+    return cycle
+
+
+def find_cycle(database: Database, cycle_id: str) -> Cycle:
+    """The cycle of that id.
+
+    Raises:
+        LearningError: there is none.
+    """
+    with database.transaction() as connection:
+        found = connection.execute("SELECT id, night FROM learning.cycles WHERE id = %s", (cycle_id,)).fetchone()
+    if found is None:
+        raise LearningError(f'cycle {cycle_id!r}: no such cycle; "ruvllm cycle" opens one')
+    return Cycle(found[0], found[1], resumed=True)
+
+
+def finish_cycle(database: Database, cycle_id: str) -> None:
+    with database.transaction() as connection:
+        connection.execute(
+            "UPDATE learning.cycles SET finished_at = now() WHERE id = %s AND finished_at IS NULL", (cycle_id,)
+        )
+
+
+def steps_done(database: Database, cycle_id: str) -> dict[str, Step]:
+    with database.transaction() as connection:
+        rows = connection.execute(
+            "SELECT step, result, seconds FROM learning.steps WHERE cycle_id = %s ORDER BY done_at", (cycle_id,)
+        ).fetchall()
+    return {row[0]: Step(*row) for row in rows}
+
+
+def once(database: Database, cycle_id: str, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of step `name`: stored, or worked out now and stored. `work` has to be idempotent itself."""
+    done = steps_done(database, cycle_id).get(name)
+    if done is not None:
+        return done.result
+    started = time.monotonic()
+    result = work()
+    with database.transaction() as connection:
+        connection.execute(
+            "INSERT INTO learning.steps (cycle_id, tenant, step, result, seconds) VALUES (%s, %s, %s, %s, %s)"
+            " ON CONFLICT (cycle_id, step) DO NOTHING",
+            (cycle_id, database.tenant, name, json.dumps(result), time.monotonic() - started),
+        )
+    return result

@@ -1,0 +1,159 @@
+"""`python -m ruvllm.learning.evaluate`: snapshot and bundle in, report.json out. Trains nothing.
+
+The candidate, the champion and the baselines decide the same held-out questions; report.py says what is reported. Times
+go to a file of their own, so that a repeated run writes the same report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ruvllm.errors import BundleError, LearningError
+from ruvllm.learning.baselines import logistic
+from ruvllm.learning.checkpoint import Checkpoint, load_checkpoint
+from ruvllm.learning.command import run_command, say, single_thread
+from ruvllm.learning.config import Config, load_config
+from ruvllm.learning.data import Snapshot, features_for, load_snapshot
+from ruvllm.learning.fit import Material, Normaliser, forward, make_batch
+from ruvllm.learning.inputs import read_inputs
+from ruvllm.learning.report import Contest, Report, Settings, make_report
+from ruvllm.learning.routing import decision_times, route
+from ruvllm.learning.targets import Targets, degenerate, make_targets
+from ruvllm.router.runtime import RouterRuntime
+
+
+def evaluate(snapshot: Snapshot, folder: Path, champion: Path | None, config: Config) -> Report:
+    """The report on the bundle in `folder`, which has to be the trainer's.
+
+    Raises:
+        BundleError: the bundle is not whole, or its golden vectors do not come out.
+        LearningError: no question is held out, or the bundle is of another ladder.
+    """
+    if not len(snapshot.test):
+        raise LearningError("snapshot: no held-out question, want at least one; collect more (ruvllm cycle)")
+    runtime, checkpoint, targets = RouterRuntime.load(folder), load_checkpoint(folder), make_targets(snapshot)
+    _require(runtime, snapshot)
+    serving, warnings = _champion(champion, snapshot)
+    material = _material(snapshot, targets, checkpoint)
+    every = np.arange(len(snapshot.keys))
+    settings = config.evaluation
+    contest = Contest(
+        candidate=route(runtime, snapshot, every),
+        champion=route(serving, snapshot, every) if serving else None,
+        logistic=logistic(
+            material.normaliser.apply(material.features), targets, snapshot.train, snapshot,
+            settings.logistic_c, checkpoint.config.loss.weight_floor,
+        ),
+    )  # fmt: skip
+    warnings = [*checkpoint.warnings, *degenerate(snapshot, targets), *warnings]
+    judged = Settings(config.loss.epsilon, settings.resamples, settings.seed)
+    report = make_report(snapshot, targets, contest, judged, list(dict.fromkeys(warnings)))
+    report["fallback"] = {"rate": contest.candidate.fell_back, "threshold": runtime.threshold}
+    return {**report, "golden_max_error": torch_difference(runtime, checkpoint, material), "golden_n": len(every)}
+
+
+def _champion(folder: Path | None, snapshot: Snapshot) -> tuple[RouterRuntime | None, list[str]]:
+    """The champion, unless it cannot route these questions: then the report says so and compares with none."""
+    if folder is None:
+        return None, []
+    try:
+        runtime = RouterRuntime.load(folder)
+        _require(runtime, snapshot)
+    except BundleError as error:
+        return None, [f"the champion was not compared: {error}"]
+    return runtime, []
+
+
+def _require(runtime: RouterRuntime, snapshot: Snapshot) -> None:
+    runtime.require(snapshot.ladder, [name for name in snapshot.tiers if name], snapshot.encoder_id)
+
+
+def _material(snapshot: Snapshot, targets: Targets, checkpoint: Checkpoint) -> Material:
+    names = ("feature_mean", "feature_scale", "feature_mask")
+    scaling = Normaliser(*(getattr(checkpoint.network, name).numpy() for name in names))
+    return Material(snapshot, targets, features_for(snapshot, checkpoint.bundle.transforms), scaling)
+
+
+def torch_difference(runtime: RouterRuntime, checkpoint: Checkpoint, material: Material) -> float:
+    """Largest difference between the trained network and the serving runtime over all questions, hidden states carried.
+
+    Compared are both heads' probabilities and the confidence, the network in double precision.
+    """
+    snapshot = material.snapshot
+    network = checkpoint.network.double()
+    batch = make_batch(material, np.arange(len(snapshot.keys)))
+    wide = network.normalise(torch.as_tensor(material.features).double())
+    x = torch.zeros_like(batch.x, dtype=torch.float64)
+    x[batch.valid] = wide[torch.as_tensor(batch.rows)]
+    with torch.no_grad():
+        outputs = forward(network, type(batch)(x, batch.valid, batch.rows))
+        confidence = torch.sigmoid(outputs.confidence / runtime.manifest.calibration.temperature)
+        wanted = [outputs.model.softmax(dim=1).numpy(), outputs.context.softmax(dim=1).numpy(), confidence.numpy()]
+    served = route(runtime, snapshot, batch.rows)
+    got = (served.model_probs, served.context_probs, served.confidence)
+    return max(float(np.abs(a - b).max()) for a, b in zip(got, wanted, strict=True))
+
+
+def metrics_of(report: Report) -> dict[str, float | int]:
+    """metrics.json: the figures that one looks at first."""
+    router, fixed = report["policies"]["fastgrnn"], report["policies"]["best-fixed"]
+    return {
+        "n_train": report["n_train"],
+        "n_test": report["n_test"],
+        "utility": router["utility"],
+        "utility_regret": router["regret"]["utility"]["mean"],
+        "utility_regret_best_fixed": fixed["regret"]["utility"]["mean"],
+        "accuracy_tier": router["accuracy_tier"],
+        "accuracy_pair": router["accuracy_pair"],
+        "accuracy_tier_seen": report["seen"]["accuracy_tier"],
+        "ece": report["calibration"]["ece"],
+        "cost_saved": report["cost_saved"],
+        "golden_max_error": report["golden_max_error"],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, evaluate, write."""
+    parser = argparse.ArgumentParser(prog="python -m ruvllm.learning.evaluate", description=__doc__)
+    for name in ("--snapshot", "--bundle", "--params", "--out", "--metrics"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--inputs", type=Path, help="inputs.json; stands for --champion")
+    parser.add_argument("--champion", type=Path, help="the bundle that serves now")
+    parser.add_argument("--timings", type=Path, help="where the times of a decision go")
+    given = parser.parse_args(arguments)
+    single_thread()
+    snapshot, config = load_snapshot(given.snapshot), load_config(given.params)
+    report = evaluate(snapshot, given.bundle, _champion_path(given), config)
+    _write(given.out, report)
+    _write(given.metrics, metrics_of(report))
+    if given.timings is not None:
+        runtime = RouterRuntime.load(given.bundle)
+        features = features_for(snapshot, runtime.transforms)[snapshot.test]
+        _write(given.timings, {"decision_us": decision_times(runtime, features, config.evaluation.timing_calls)})
+    regret = report["policies"]["fastgrnn"]["regret"]["utility"]["mean"]
+    say(1, 1, f"evaluated on {report['n_test']} held-out questions, utility regret {regret:.3f}")
+
+
+def _champion_path(given: argparse.Namespace) -> Path | None:
+    if given.inputs is None:
+        champion: Path | None = given.champion
+        return champion
+    if given.champion is not None:
+        raise LearningError("--champion and --inputs: got both, want one; inputs.json names the champion")
+    inputs = read_inputs(given.inputs)
+    return Path(given.inputs.parent / inputs.champion.path) if inputs.champion else None
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,287 @@
+"""The oracle: every question of a sample is answered by every tier at every bin, scored against gold, and stored.
+
+Specification 5.3, phase 1. Resumable per (query, tier, bin) and bounded by a time budget; knows nothing of Prefect. A
+lane is one pool of single-threaded workers; as many lanes run as there are cores, each taking whole questions, so that
+a question is either complete or not begun when the budget ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from psycopg.rows import dict_row
+
+from ruvllm.answer import Ask, Perception
+from ruvllm.corpus.records import Question
+from ruvllm.database.pool import Database
+from ruvllm.evaluation.qa import score_answer
+from ruvllm.inference.files import ensure, verify
+from ruvllm.inference.pool import ModelPool
+from ruvllm.inference.prompt import PROMPT_VERSION, assemble, build
+from ruvllm.inference.tiers import Ladder, Tier, cost
+from ruvllm.inference.types import ROUTED_BINS, Model, NestedGeneration, Sampling
+from ruvllm.progress import Progress, silent
+from ruvllm.router.layout import LAYOUT
+from ruvllm.router.runtime import RouterRuntime
+from ruvllm.settings import Settings
+
+_MAX_LANES = 4  # each holds one copy of every tier's weights
+
+
+@dataclass(frozen=True)
+class OracleReport:
+    """What a collection did. `remaining` questions are enrolled and wait for a later budget."""
+
+    queries: int  # completed in this call
+    runs: int  # (query, tier, bin) answered in this call
+    remaining: int
+    seconds: float
+    model_seconds: float  # spent in the models, all lanes together
+    cold_seconds: float  # what the same runs would have cost without the shared prefix
+
+
+@dataclass(frozen=True)
+class _Query:
+    key: str
+    question: str
+    gold: tuple[str, ...]
+    history: tuple[tuple[str, str], ...]
+    retrieved: tuple[int, ...]
+
+
+def model_hashes(ladder: Ladder, settings: Settings) -> dict[str, str]:
+    """The sha256 of each tier's verified file, pinned or recorded when it was pulled: whose outcomes these are."""
+    return {tier.name: verify(tier, settings, path=ensure(tier, settings)) for tier in ladder.tiers}
+
+
+class Oracle:
+    """Collects outcomes for one ladder and tenant."""
+
+    def __init__(self, settings: Settings, database: Database, perception: Perception, ladder: Ladder) -> None:
+        self.settings, self.database, self.perception, self.ladder = settings, database, perception, ladder
+        self._hashes = model_hashes(ladder, settings)
+
+    def enrol(self, questions: Sequence[Question], cycle_id: str, runtime: RouterRuntime | None) -> int:
+        """Store questions with what the router sees of them now; those there already stay. Returns how many are new."""
+        known = self._known([question.key for question in questions])
+        fresh = [question for question in questions if question.key not in known]
+        for question in fresh:
+            self._enrol_one(question, cycle_id, runtime)
+        return len(fresh)
+
+    def collect(self, cycle_id: str, budget_s: float, progress: Progress = silent) -> OracleReport:
+        """Run what is missing of the enrolled questions, oldest first, until `budget_s` is spent.
+
+        Raises:
+            InferenceError: a model could not be brought to answer.
+            DatabaseError: an outcome could not be stored; what was stored before stays.
+        """
+        waiting: queue.SimpleQueue[_Query] = queue.SimpleQueue()
+        pending = self._pending(cycle_id)
+        for query in pending:
+            waiting.put(query)
+        tally = _Tally(len(pending), budget_s, progress)
+        lanes = max(1, min(_MAX_LANES, os.cpu_count() or 1, len(pending)))
+        with ThreadPoolExecutor(lanes, thread_name_prefix="oracle") as executor:
+            for lane in [executor.submit(self._lane, waiting, cycle_id, tally) for _ in range(lanes)]:
+                lane.result()
+        return tally.report()
+
+    def complete(self) -> dict[str, int]:
+        """How many questions of each split were run on every tier and bin, over all nights."""
+        with self.database.transaction() as connection:
+            rows = connection.execute(_COMPLETE, self._places()).fetchall()
+        return dict(rows)
+
+    def _places(self) -> dict[str, object]:
+        return {
+            "tiers": list(self._hashes),
+            "hashes": list(self._hashes.values()),
+            "version": PROMPT_VERSION,
+            "bins": list(ROUTED_BINS),
+            "wanted": len(self.ladder.tiers) * len(ROUTED_BINS),
+        }
+
+    def _lane(self, waiting: queue.SimpleQueue[_Query], cycle_id: str, tally: _Tally) -> None:
+        with ModelPool(self.settings, self.ladder, threads=1) as pool:
+            while not tally.spent():
+                try:
+                    query = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    tally.add(self._run(query, pool, cycle_id))
+                except BaseException:
+                    tally.stop()  # the other lanes end after their question; the error reaches the caller
+                    raise
+
+    def _run(self, query: _Query, pool: ModelPool, cycle_id: str) -> list[NestedGeneration]:
+        texts = [node.text for node in self.perception.memory.get(query.retrieved)]
+        done: list[NestedGeneration] = []
+        for index, tier in enumerate(self.ladder.tiers):
+            bins = self._missing_bins(query.key, tier)
+            if bins:
+                nested = self._answer(query, tier, pool.model(index), texts, bins)
+                self._store(query, tier, nested, cycle_id)
+                done += nested
+        return done
+
+    def _answer(
+        self, query: _Query, tier: Tier, model: Model, texts: list[str], bins: Sequence[int]
+    ) -> list[NestedGeneration]:
+        prompts = {
+            b: build(tier, query.question, [texts[i] for i in assemble(tier, model, texts, b)], query.history)
+            for b in bins
+        }
+        sampling = Sampling(max_tokens=self.settings.max_tokens)
+        return model.generate_nested(prompts, sampling, self.settings.deadline_s * len(bins))
+
+    def _known(self, keys: list[str]) -> set[str]:
+        with self.database.transaction() as connection:
+            rows = connection.execute("SELECT key FROM learning.oracle_queries WHERE key = ANY(%s)", (keys,)).fetchall()
+        return {row[0] for row in rows}
+
+    def _enrol_one(self, question: Question, cycle_id: str, runtime: RouterRuntime | None) -> None:
+        ask = Ask(question.text, history=question.history, session_id=question.session_id, turn=question.turn)
+        vector = self.perception.vector(ask)
+        hits = self.perception.search(vector)
+        features = self.perception.features(ask, vector, hits, runtime)
+        with self.database.transaction() as connection:
+            connection.execute(
+                _ENROL,
+                {
+                    "key": question.key,
+                    "tenant": self.database.tenant,
+                    "cycle_id": cycle_id,
+                    "question": question.text,
+                    "gold": list(question.gold),
+                    "kind": question.kind,
+                    "domain": question.domain,
+                    "split": question.split,
+                    "grouping": question.group,
+                    "session_id": question.session_id,
+                    "turn": question.turn,
+                    "history": json.dumps(question.history),
+                    "layout_hash": LAYOUT.hash,
+                    "features": features.tolist(),
+                    "embedding": np.asarray(vector, dtype=np.float32).tolist(),
+                    "retrieved": [hit.node.id for hit in hits],
+                },
+            )
+
+    def _pending(self, cycle_id: str) -> list[_Query]:
+        """Enrolled questions with a (tier, bin) missing, this cycle's first, in order of enrolment."""
+        parameters = {"cycle_id": cycle_id, **self._places()}
+        with self.database.transaction() as connection:
+            rows = connection.cursor(row_factory=dict_row).execute(_PENDING, parameters).fetchall()
+        return [
+            _Query(
+                r["key"], r["question"], tuple(r["gold"]), tuple((q, a) for q, a in r["history"]), tuple(r["retrieved"])
+            )
+            for r in rows
+        ]
+
+    def _missing_bins(self, key: str, tier: Tier) -> list[int]:
+        with self.database.transaction() as connection:
+            rows = connection.execute(
+                "SELECT context_bin FROM learning.oracle_runs"
+                " WHERE query = %s AND tier = %s AND model_sha256 = %s AND prompt_version = %s",
+                (key, tier.name, self._hashes[tier.name], PROMPT_VERSION),
+            ).fetchall()
+        return sorted(set(ROUTED_BINS) - {row[0] for row in rows})
+
+    def _store(self, query: _Query, tier: Tier, nested: Sequence[NestedGeneration], cycle_id: str) -> None:
+        """All bins of one (query, tier) in one transaction."""
+        with self.database.transaction() as connection:
+            connection.cursor().executemany(_STORE, [self._row(query, tier, run, cycle_id) for run in nested])
+
+    def _row(self, query: _Query, tier: Tier, run: NestedGeneration, cycle_id: str) -> dict[str, object]:
+        generation = run.generation
+        return {
+            "tenant": self.database.tenant,
+            "query": query.key,
+            "ladder": self.ladder.name,
+            "tier": tier.name,
+            "model_sha256": self._hashes[tier.name],
+            "prompt_version": PROMPT_VERSION,
+            "context_bin": run.context_bin,
+            "cycle_id": cycle_id,
+            "answer": generation.text,
+            "quality": score_answer(generation.text, query.gold),
+            "latency_s": run.cold_prefill_s + generation.decode_s,
+            "spent_s": run.spent_s,
+            "prompt_tokens": generation.prompt_tokens,
+            "completion_tokens": generation.completion_tokens,
+            "cost": cost(tier, self.ladder, generation.prompt_tokens, generation.completion_tokens),
+        }
+
+
+class _Tally:
+    """What the lanes did so far, and whether to go on."""
+
+    def __init__(self, total: int, budget_s: float, progress: Progress) -> None:
+        self._total, self._budget, self._progress = total, budget_s, progress
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._queries, self._runs, self._spent, self._cold = 0, 0, 0.0, 0.0
+
+    def spent(self) -> bool:
+        return self._stopped or time.monotonic() - self._started >= self._budget
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def add(self, runs: Sequence[NestedGeneration]) -> None:
+        with self._lock:
+            self._queries += 1
+            self._runs += len(runs)
+            self._spent += sum(run.spent_s for run in runs)
+            self._cold += sum(run.cold_prefill_s + run.generation.decode_s for run in runs)
+            elapsed = time.monotonic() - self._started
+            self._progress(
+                self._queries, self._total, f"{self._queries} questions, {elapsed:.0f} of {self._budget:.0f} s"
+            )
+
+    def report(self) -> OracleReport:
+        seconds = time.monotonic() - self._started
+        return OracleReport(self._queries, self._runs, self._total - self._queries, seconds, self._spent, self._cold)
+
+
+_ENROL = """
+    INSERT INTO learning.oracle_queries (key, tenant, cycle_id, question, gold, kind, domain, split, grouping,
+        session_id, turn, history, layout_hash, features, embedding, retrieved)
+    VALUES (%(key)s, %(tenant)s, %(cycle_id)s, %(question)s, %(gold)s, %(kind)s, %(domain)s, %(split)s, %(grouping)s,
+        %(session_id)s, %(turn)s, %(history)s, %(layout_hash)s, %(features)s, %(embedding)s, %(retrieved)s)
+    ON CONFLICT (key) DO NOTHING
+"""
+_STORE = """
+    INSERT INTO learning.oracle_runs (tenant, query, ladder, tier, model_sha256, prompt_version, context_bin, cycle_id,
+        answer, quality, latency_s, spent_s, prompt_tokens, completion_tokens, cost)
+    VALUES (%(tenant)s, %(query)s, %(ladder)s, %(tier)s, %(model_sha256)s, %(prompt_version)s, %(context_bin)s,
+        %(cycle_id)s, %(answer)s, %(quality)s, %(latency_s)s, %(spent_s)s, %(prompt_tokens)s, %(completion_tokens)s,
+        %(cost)s)
+    ON CONFLICT (query, tier, context_bin, model_sha256, prompt_version) DO NOTHING
+"""
+_RUN_PLACES = """
+    (SELECT count(*) FROM learning.oracle_runs r
+     JOIN unnest(%(tiers)s::text[], %(hashes)s::text[]) AS t (tier, sha256)
+       ON t.tier = r.tier AND t.sha256 = r.model_sha256
+     WHERE r.query = q.key AND r.prompt_version = %(version)s AND r.context_bin = ANY(%(bins)s))
+"""
+_PENDING = f"""
+    SELECT q.key, q.question, q.gold, q.history, q.retrieved FROM learning.oracle_queries q
+    WHERE {_RUN_PLACES} < %(wanted)s
+    ORDER BY q.cycle_id <> %(cycle_id)s, q.created_at, q.key
+"""  # noqa: S608  # a constant of ours
+_COMPLETE = f"""
+    SELECT q.split, count(*)::int FROM learning.oracle_queries q WHERE {_RUN_PLACES} = %(wanted)s GROUP BY q.split
+"""  # noqa: S608

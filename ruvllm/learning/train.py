@@ -1,0 +1,221 @@
+"""`python -m ruvllm.learning.train`: snapshot in, router bundle out. Knows nothing of the database, MLflow or Prefect.
+
+Steps, caution and calibration are chosen on out-of-fold decisions; the network that is exported is then trained on all
+training rows. With an EWC state it starts from the anchor, keeps its feature scaling and transforms, and pays the penalty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ruvllm.errors import LearningError
+from ruvllm.inference.types import BINS
+from ruvllm.learning.checkpoint import save_checkpoint
+from ruvllm.learning.command import run_command, say, single_thread
+from ruvllm.learning.config import Config, load_config
+from ruvllm.learning.data import Array, Snapshot, features_for, fit_feature_transforms, load_snapshot
+from ruvllm.learning.ewc import Ewc, Origin, load_ewc
+from ruvllm.learning.fit import Material, Normaliser, fit, make_normaliser, new_network
+from ruvllm.learning.inputs import Inputs, read_inputs
+from ruvllm.learning.selection import Chosen, choose, out_of_fold
+from ruvllm.learning.targets import degenerate, make_targets
+from ruvllm.progress import Progress, silent
+from ruvllm.router.bundle import Golden, write_bundle
+from ruvllm.router.fastgrnn import RouterNetwork
+from ruvllm.router.manifest import Calibration, Manifest
+from ruvllm.router.transforms import Transforms
+
+_GOLDEN_ROWS = 16
+_SAMPLING_NOTE = (
+    "temperature and top_p: no sampling grid was run, so their labels are the task type's default (0.0 and 1.0)"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A calibrated network and what its bundle needs to say."""
+
+    network: RouterNetwork
+    chosen: Chosen
+    material: Material
+    transforms: Transforms | None
+    warnings: tuple[str, ...]
+    anchored: bool  # on an EWC state
+
+
+def train(snapshot: Snapshot, config: Config, ewc: Ewc | None = None, show: Progress = silent) -> Trained:
+    """Train on a snapshot's training rows. Deterministic on one torch thread.
+
+    Raises:
+        LearningError: too few rows, or the EWC state has other shapes.
+    """
+    snapshot.require_training()
+    ewc, warnings = _usable(ewc, snapshot, config)
+    transforms, material = _material(snapshot, config, ewc)
+    chosen = choose(out_of_fold(material, config, show), material, config)
+    network = new_network(material, snapshot.train, config, config.training.seed)
+    if ewc is not None:
+        _start_from(network, ewc)
+    fit(network, material, snapshot.train, config, chosen.steps, config.training.seed, ewc)
+    _apply(chosen, network)
+    warnings += [*degenerate(snapshot, material.targets), _SAMPLING_NOTE]
+    return Trained(network, chosen, material, transforms, tuple(warnings), ewc is not None)
+
+
+def _usable(ewc: Ewc | None, snapshot: Snapshot, config: Config) -> tuple[Ewc | None, list[str]]:
+    """The state, unless it is of another ladder, encoder, layout or cell: then training starts anew and says so."""
+    if ewc is None:
+        return None, []
+    mine = Origin("", snapshot.ladder, snapshot.tiers, snapshot.encoder_id, snapshot.layout_hash, config.router.variant)
+    if differs := ewc.origin.differs(mine):
+        return None, [f"EWC state of router {ewc.origin.version} is not used: it differs in {', '.join(differs)}"]
+    return ewc, []
+
+
+def _material(snapshot: Snapshot, config: Config, ewc: Ewc | None) -> tuple[Transforms | None, Material]:
+    transforms = Transforms(**ewc.transforms) if ewc and ewc.transforms else None
+    transforms = transforms or fit_feature_transforms(snapshot, config.training.seed)
+    features = features_for(snapshot, transforms)
+    scaling = make_normaliser(features[snapshot.train], config.features)
+    if ewc is not None:
+        names = ("feature_mean", "feature_scale", "feature_mask")
+        scaling = scaling.keep(Normaliser(*(ewc.buffers[name] for name in names)))
+    return transforms, Material(snapshot, make_targets(snapshot), features, scaling)
+
+
+def _start_from(network: RouterNetwork, ewc: Ewc) -> None:
+    parameters = dict(network.named_parameters())
+    ewc.loss(parameters)  # refuses other shapes
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.as_tensor(ewc.anchor[name]))
+
+
+def _apply(chosen: Chosen, network: RouterNetwork) -> None:
+    """Caution and the calibration's intercept become part of the biases."""
+    tier, context = chosen.fixed
+    network.tier_shift[tier] += chosen.caution
+    network.bin_shift[context] += chosen.caution
+    network.confidence_shift += chosen.intercept / chosen.slope
+
+
+def write(trained: Trained, config: Config, inputs: Inputs, folder: Path) -> str:
+    """Write the bundle and, beside it, training.safetensors; returns the bundle's digest.
+
+    Raises:
+        BundleError: the folder is there, or the disk is full.
+    """
+    snapshot, chosen = trained.material.snapshot, trained.chosen
+    calibration = Calibration(1.0 / chosen.slope, chosen.threshold, {"fallback_rate": chosen.fallback_rate})
+    manifest = Manifest(
+        version=inputs.version,
+        created_at=inputs.created_at,
+        ladder=snapshot.ladder,
+        tiers=snapshot.tiers,
+        variant=config.router.variant,
+        hidden=config.router.hidden,
+        layout_hash=snapshot.layout_hash,
+        encoder_id=snapshot.encoder_id,
+        snapshot=snapshot.digest,
+        metrics=_figures(trained),
+        calibration=calibration,
+    )
+    golden = make_golden(trained.network, trained.material.features, calibration.temperature)
+    sha256 = write_bundle(
+        folder, trained.network.export_arrays(), manifest, golden=golden, transforms=trained.transforms
+    )
+    save_checkpoint(folder, trained.network, config, trained.warnings, sha256)
+    return sha256
+
+
+def make_golden(network: RouterNetwork, features: Array, temperature: float) -> Golden:
+    """16 rows through torch in double precision, every second one behind an earlier turn."""
+    exact = copy.deepcopy(network).double()
+    rows = np.linspace(0, len(features) - 1, _GOLDEN_ROWS).astype(int)
+    given = features[rows]
+    with torch.no_grad():
+        x = exact.normalise(torch.as_tensor(given).double())
+        hidden = exact.step(x, exact.first_hidden(_GOLDEN_ROWS)).roll(1, 0).float()
+        hidden[::2] = 0
+        following = exact.step(x, hidden.double())
+        outputs = exact.read(following, all_bins=True)
+    results = (
+        outputs.model.softmax(dim=1),
+        outputs.context.softmax(dim=1),
+        outputs.temperature,
+        outputs.top_p,
+        torch.sigmoid(outputs.confidence / temperature),
+        following,
+    )
+    return Golden(given, hidden.numpy(), *(result.numpy().astype(np.float32) for result in results))
+
+
+def _figures(trained: Trained) -> dict[str, float]:
+    snapshot, chosen = trained.material.snapshot, trained.chosen
+    return {
+        "n_train": float(len(snapshot.train)),
+        "steps": float(chosen.steps),
+        "caution": chosen.caution,
+        "out_of_fold_utility": chosen.utility,
+        "out_of_fold_utility_best_fixed": chosen.utility_fixed,
+        "anchored": float(trained.anchored),
+    }
+
+
+def metrics_of(trained: Trained) -> dict[str, Any]:
+    """train.json: what was chosen and why; no times, so that a repeated run writes the same bytes."""
+    tier, context = trained.chosen.fixed
+    return {
+        **_figures(trained),
+        "best_fixed": {"tier": trained.material.snapshot.tiers[tier], "context_bin": BINS[context]},
+        "confidence": {
+            "temperature": 1.0 / trained.chosen.slope,
+            "threshold": trained.chosen.threshold,
+            "fallback_rate": trained.chosen.fallback_rate,
+        },
+        "features_used": int(trained.material.normaliser.mask.sum()),
+        "warnings": list(trained.warnings),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, train, write."""
+    parser = argparse.ArgumentParser(prog="python -m ruvllm.learning.train", description=__doc__)
+    parser.add_argument("--snapshot", type=Path, required=True)
+    parser.add_argument("--params", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the bundle's folder, must not be there")
+    parser.add_argument("--metrics", type=Path, required=True)
+    parser.add_argument("--inputs", type=Path, help="inputs.json; stands for --version and --ewc")
+    parser.add_argument("--ewc", type=Path, help="EWC state to start from")
+    parser.add_argument("--version", default="router")
+    given = parser.parse_args(arguments)
+    single_thread()
+    snapshot, config = load_snapshot(given.snapshot), load_config(given.params)
+    inputs, ewc = _inputs(given)
+    trained = train(snapshot, config, load_ewc(ewc) if ewc else None, say)
+    write(trained, config, inputs, given.out)
+    given.metrics.write_text(json.dumps(metrics_of(trained), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    say(1, 1, f"router {inputs.version} trained on {len(snapshot.train)} questions, {trained.chosen.steps} steps")
+
+
+def _inputs(given: argparse.Namespace) -> tuple[Inputs, Path | None]:
+    if given.inputs is None:
+        return Inputs(given.version, datetime.now(UTC).isoformat(timespec="seconds")), given.ewc
+    if given.ewc is not None:
+        raise LearningError("--ewc and --inputs: got both, want one; inputs.json names the EWC state")
+    inputs = read_inputs(given.inputs)
+    return inputs, given.inputs.parent / inputs.ewc.path if inputs.ewc else None
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,41 @@
+"""A night is opened once, taken up again where it stopped, and never done twice."""
+
+import pytest
+
+from ruvllm.errors import LearningError
+from ruvllm.learning import cycle as cycles
+
+
+def test_an_unfinished_night_is_taken_up_again_and_a_finished_one_followed_by_the_next(database):
+    first = cycles.open_cycle(database)
+    again = cycles.open_cycle(database)
+    assert (again.id, again.night, again.resumed) == (first.id, 1, True)
+    cycles.finish_cycle(database, first.id)
+    second = cycles.open_cycle(database)
+    assert second.id != first.id
+    assert (second.night, second.resumed) == (2, False)
+
+
+def test_a_step_is_worked_out_once_and_its_result_kept(database):
+    cycle = cycles.open_cycle(database)
+    calls = []
+    for _ in range(2):
+        result = cycles.once(database, cycle.id, "train", lambda: calls.append(1) or {"rows": 7})
+        assert result == {"rows": 7}
+    assert calls == [1]
+
+
+def test_a_step_that_failed_is_tried_again(database):
+    cycle = cycles.open_cycle(database)
+
+    def broken():
+        raise LearningError("snapshot: only 3 rows")
+
+    with pytest.raises(LearningError):
+        cycles.once(database, cycle.id, "train", broken)
+    assert cycles.once(database, cycle.id, "train", lambda: {"rows": 9}) == {"rows": 9}
+
+
+def test_an_unknown_cycle_is_named(database):
+    with pytest.raises(LearningError, match="night-9999"):
+        cycles.find_cycle(database, "night-9999")
