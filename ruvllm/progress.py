@@ -27,7 +27,8 @@ class Silent:
         return silent
 
 
-_reporter: ContextVar[Reporter] = ContextVar("reporter", default=Silent())
+_SILENT = Silent()
+_reporter: ContextVar[Reporter] = ContextVar("reporter")
 
 
 @contextmanager
@@ -42,4 +43,4 @@ def reporting(reporter: Reporter) -> Iterator[None]:
 
 def stage(name: str) -> Progress:
     """The current reporter's progress for the step `name`."""
-    return _reporter.get().stage(name)
+    return _reporter.get(_SILENT).stage(name)

@@ -1,0 +1,18 @@
+"""Collect: the day's traffic is answered and scored, then the oracle runs a sample of it on every tier and bin."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.steps import Result, step
+from ruvllm import night
+from ruvllm.settings import load_settings
+
+
+@flow(name="collect")
+def collect(cycle_id: str, questions: int = night.DAY_QUESTIONS, budget_s: float | None = None) -> Result:
+    """Answer `questions` of the corpus as the day's traffic, then collect oracle outcomes for `budget_s` seconds."""
+    settings = load_settings()
+    step("ingest", cycle_id, lambda: night.ingest(settings, cycle_id))
+    step("day", cycle_id, lambda: night.day(settings, cycle_id, questions))
+    return step("collect", cycle_id, lambda: night.collect(settings, cycle_id, budget_s))

@@ -1,0 +1,106 @@
+"""`ruvllm registry …`: the reviewer's verbs. No work of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ruvllm.console import console, table
+from ruvllm.settings import Settings, load_settings
+from ruvllm.verbs import Json, plainly, say
+
+app = typer.Typer(no_args_is_help=True, help="Candidates and the champion: status, approve, promote, roll back.")
+Version = Annotated[str, typer.Argument(help="The version's number in MLflow.")]
+By = Annotated[str, typer.Option("--by", help="Who decides; kept in the ledger.")]
+Reason = Annotated[str, typer.Option(help="Why; kept in the ledger.")]
+
+
+@app.command()
+@plainly
+def status(as_json: Json = False) -> None:
+    """The champion, and every version with its review state."""
+    from ruvllm.registry.overview import versions
+
+    found = versions(settings := load_settings(), _database(settings))
+    rows = [
+        [v.version, "champion" if v.champion else "", v.review, v.reviewed_by, v.cycle_id, v.created] for v in found
+    ]
+    say(
+        as_json,
+        [vars(v) for v in found],
+        lambda: console.print(
+            table("Router versions", ["version", "serves", "review", "by", "cycle", "registered"], rows)
+            if rows
+            else "no version yet: ruvllm cycle makes the first"
+        ),
+    )
+
+
+@app.command()
+@plainly
+def approve(version: Version, by: By, reason: Reason = "") -> None:
+    """Approve a candidate; it becomes champion when its gates pass again (registry promote, or within five minutes)."""
+    from ruvllm.registry import promotion
+
+    promotion.approve(load_settings(), version, by, reason)
+    console.print(f"version {version} approved by {by}")
+
+
+@app.command()
+@plainly
+def reject(version: Version, by: By, reason: Reason = "") -> None:
+    """Reject a candidate; the champion stays."""
+    from ruvllm.registry import promotion
+
+    promotion.reject(load_settings(), version, by, reason)
+    console.print(f"version {version} rejected by {by}")
+
+
+@app.command()
+@plainly
+def promote(version: Version) -> None:
+    """Promote an approved candidate: gates again, then the ledger, then MLflow's alias."""
+    from ruvllm.registry import promotion
+
+    settings = load_settings()
+    row = promotion.promote(settings, _database(settings), version)
+    console.print(
+        f"version {row.version} is champion (before: {row.previous or 'none'}), approved by {row.approved_by}"
+    )
+
+
+@app.command()
+@plainly
+def rollback(by: By, reason: Reason = "") -> None:
+    """Make the champion before this one champion again; a running gateway follows within seconds."""
+    from ruvllm.registry import promotion
+
+    settings = load_settings()
+    row = promotion.rollback(settings, _database(settings), by, reason)
+    console.print(f"version {row.version} is champion again (before: {row.previous})")
+
+
+@app.command()
+@plainly
+def history(as_json: Json = False) -> None:
+    """Every change of champion: who, when, why."""
+    from ruvllm.registry import ledger
+
+    with _database(load_settings()).transaction() as connection:
+        found = ledger.history(connection)
+    columns = ["when", "what", "version", "before", "by", "why"]
+    rows: list[list[Any]] = [
+        [f"{r.created_at:%Y-%m-%d %H:%M:%S}", r.action, r.version, r.previous, r.approved_by, r.reason] for r in found
+    ]
+    say(
+        as_json,
+        [dict(zip(columns, row, strict=True)) for row in rows],
+        lambda: console.print(table("Promotions", columns, rows)),
+    )
+
+
+def _database(settings: Settings) -> Any:
+    from ruvllm.database import open_database
+
+    return open_database(settings)

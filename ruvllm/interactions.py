@@ -1,0 +1,219 @@
+"""Stored requests: the interaction, its outbox row, feedback, and what follows an answer (scoring, write-back).
+
+Knows nothing of models or HTTP. An interaction and its outbox row are one transaction; so are a write-back and the mark
+that it was done, so a crash in between repeats nothing and loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import Connection
+from psycopg.rows import dict_row
+
+from ruvllm.database.pool import Database
+from ruvllm.errors import InputError
+from ruvllm.evaluation.qa import score_answer
+from ruvllm.memory.records import WriteBack
+from ruvllm.memory.store import Memory
+from ruvllm.router.layout import LAYOUT
+from ruvllm.text import clean_text
+
+if TYPE_CHECKING:
+    from ruvllm.answer import Answer, Ask
+
+_COLUMNS = (
+    "request_id", "tenant", "cycle_id", "session_id", "turn", "question", "history", "answer", "gold", "domain", "tier",
+    "context_bin", "temperature", "top_p", "decided_by", "confidence", "propensity", "router_version", "ladder",
+    "layout_hash", "features", "retrieved", "similarities", "used", "writer", "prompt_tokens", "cached_tokens",
+    "completion_tokens", "cost", "stage_ms", "total_ms", "degraded",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """A row of serving.interactions, column by column, without the tenant."""
+
+    values: dict[str, object]
+
+    @classmethod
+    def of(
+        cls, ask: Ask, answer: Answer, features: NDArray[np.float32], ladder: str, degraded: tuple[str, ...]
+    ) -> Interaction:
+        """The row of one answered question."""
+        decision, generation = answer.decision, answer.generation
+        return cls(
+            {
+                "request_id": answer.request_id,
+                "cycle_id": ask.cycle_id,
+                "session_id": ask.session_id,
+                "turn": ask.turn,
+                "question": ask.question,
+                "history": json.dumps(ask.history),
+                "answer": answer.text,
+                "gold": list(ask.gold) if ask.gold else None,
+                "domain": ask.domain or (answer.hits[0].node.domain if answer.hits else ""),
+                "tier": answer.tier,
+                "context_bin": answer.context_bin,
+                "temperature": decision.temperature,
+                "top_p": decision.top_p,
+                "decided_by": decision.decided_by,
+                "confidence": decision.confidence,
+                "propensity": decision.propensity,
+                "router_version": decision.router_version,
+                "ladder": ladder,
+                "layout_hash": LAYOUT.hash,
+                "features": features.tolist(),
+                "retrieved": [hit.node.id for hit in answer.hits],
+                "similarities": [hit.similarity for hit in answer.hits],
+                "used": list(answer.used),
+                "writer": ask.writer,
+                "prompt_tokens": generation.prompt_tokens,
+                "cached_tokens": generation.cached_tokens,
+                "completion_tokens": generation.completion_tokens,
+                "cost": answer.cost,
+                "stage_ms": json.dumps({name: round(ms, 3) for name, ms in answer.stage_ms.items()}),
+                "total_ms": answer.total_ms,
+                "degraded": list(degraded),
+            }
+        )
+
+
+class Interactions:
+    """The requests of one tenant."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def record(self, row: Interaction) -> None:
+        """Store the interaction and its outbox row; a request id that is there already is left as it is."""
+        values = {**row.values, "tenant": self.database.tenant}
+        with self.database.transaction() as connection:
+            stored = connection.execute(_INSERT, values).fetchone()
+            if stored is not None:
+                _enqueue(connection, stored[0], self.database.tenant, f"answer:{row.values['request_id']}")
+
+    def feedback(
+        self, request_id: str, rating: int | None, correction: str | None, task_success: bool | None, writer: str
+    ) -> None:
+        """Store feedback and queue the answer for scoring.
+
+        Raises:
+            InputError: nothing was said, the rating is out of range, or no such request.
+        """
+        if rating is None and correction is None and task_success is None:
+            raise InputError("feedback: got nothing, want a rating from 1 to 5, a correction or task_success")
+        if rating is not None and not 1 <= rating <= 5:
+            raise InputError(f"rating: got {rating}, want a number from 1 to 5")
+        text = clean_text(correction, "correction") if correction is not None else None
+        with self.database.transaction() as connection:
+            found = connection.execute(
+                "SELECT id FROM serving.interactions WHERE request_id = %s AND tenant = %s",
+                (request_id, self.database.tenant),
+            ).fetchone()
+            if found is None:
+                raise InputError(f"request {request_id!r}: no such interaction; use the x-request-id of an answer")
+            connection.execute(
+                "INSERT INTO serving.feedback (tenant, interaction, rating, correction, task_success, writer)"
+                " VALUES (%s, %s, %s, %s, %s, %s)",
+                (self.database.tenant, found[0], rating, text, task_success, writer),
+            )
+            _enqueue(connection, found[0], self.database.tenant, f"feedback:{uuid.uuid4()}")
+
+    def settle(self, memory: Memory, limit: int = 100) -> int:
+        """Score and write back up to `limit` queued answers, each in a transaction of its own; returns how many."""
+        done = 0
+        while done < limit and self._settle_one(memory):
+            done += 1
+        return done
+
+    def _settle_one(self, memory: Memory) -> bool:
+        with self.database.transaction() as connection:
+            row = connection.cursor(row_factory=dict_row).execute(_NEXT).fetchone()
+            if row is None:
+                return False
+            quality, source = _score(connection, row)
+            result = _write_back(memory, connection, row, quality, source)
+            if quality is not None:
+                connection.execute(
+                    "UPDATE serving.interactions SET quality = %s, quality_source = %s WHERE id = %s",
+                    (quality, source, row["interaction"]),
+                )
+            connection.execute(
+                "UPDATE serving.outbox SET outcome = %s, node = %s, done_at = now(), attempts = attempts + 1"
+                " WHERE id = %s",
+                (result.outcome, result.node, row["outbox"]),
+            )
+        return True
+
+
+_VALUES = ", ".join(f"%({column})s" for column in _COLUMNS)
+_INSERT = (
+    f"INSERT INTO serving.interactions ({', '.join(_COLUMNS)}) VALUES ({_VALUES})"  # noqa: S608  # names above, no values
+    " ON CONFLICT (tenant, request_id) DO NOTHING RETURNING id"
+)
+
+_NEXT = """
+    SELECT o.id AS outbox, i.id AS interaction, i.question, i.history, i.answer, i.gold, i.domain, i.used, i.writer
+    FROM serving.outbox o JOIN serving.interactions i ON i.id = o.interaction
+    WHERE o.done_at IS NULL ORDER BY o.id LIMIT 1 FOR UPDATE OF o SKIP LOCKED
+"""
+
+
+def _enqueue(connection: Connection, interaction: int, tenant: str, key: str) -> None:
+    connection.execute(
+        "INSERT INTO serving.outbox (tenant, kind, interaction, idempotency_key) VALUES (%s, 'score', %s, %s)"
+        " ON CONFLICT (idempotency_key) DO NOTHING",
+        (tenant, interaction, f"{tenant}:{key}"),
+    )
+
+
+def _score(connection: Connection, row: dict[str, object]) -> tuple[float | None, str | None]:
+    """Quality in [0, 1] and where it comes from. Feedback outranks gold; without either there is no score."""
+    given = connection.execute(
+        "SELECT rating, task_success, correction IS NOT NULL FROM serving.feedback"
+        " WHERE interaction = %s ORDER BY id DESC LIMIT 1",
+        (row["interaction"],),
+    ).fetchone()
+    if given is not None:
+        return _feedback_quality(*given), "feedback"
+    if row["gold"]:
+        return score_answer(str(row["answer"]), list(row["gold"])), "gold"  # type: ignore[call-overload]  # text[]
+    return None, None
+
+
+def _feedback_quality(rating: int | None, task_success: bool | None, corrected: bool) -> float:
+    """A rating counts first, then task success; an answer that was only corrected was wrong."""
+    if rating is not None:
+        return (rating - 1) / 4
+    if task_success is not None:
+        return float(task_success)
+    return 0.0 if corrected else 1.0
+
+
+def _write_back(
+    memory: Memory, connection: Connection, row: dict[str, object], quality: float | None, source: str | None
+) -> WriteBack:
+    if quality is None or source is None:
+        return WriteBack("unscored", None, "no gold answer and no feedback")
+    return memory.write_back(
+        question=_whole_question(row),
+        answer=str(row["answer"]),
+        quality=quality,
+        quality_source=source,
+        writer=str(row["writer"]),
+        domain=str(row["domain"]),
+        derived_from=tuple(row["used"]),  # type: ignore[arg-type]  # bigint[]
+        connection=connection,
+    )
+
+
+def _whole_question(row: dict[str, object]) -> str:
+    """A follow-up alone means nothing to a later reader: it goes behind the question that opened the session."""
+    history: list[list[str]] = row["history"]  # type: ignore[assignment]  # jsonb
+    return f"{history[0][0]} {row['question']}" if history else str(row["question"])

@@ -1,0 +1,381 @@
+"""One night, step by step, from the day's questions to the promoted router; knows nothing of Prefect.
+
+Every step takes the cycle's id, does its work once (`learning/cycle.py` keeps what is done), and returns plain figures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ruvllm import progress
+from ruvllm.answer import Answer, Answerer, Ask
+from ruvllm.corpus.records import Question
+from ruvllm.errors import ArtifactError, LearningError, RegistryError
+from ruvllm.learning import cycle as cycles
+from ruvllm.settings import Settings
+from ruvllm.workplace import Workplace, open_workplace
+
+Result = dict[str, Any]
+
+DAY_QUESTIONS = 24
+ORACLE_SECONDS_A_QUESTION = 2.0  # enrol enough questions for the budget even on a faster machine
+RESERVOIR = 2000
+MIN_TRAIN_ROWS, MIN_TEST_ROWS = 8, 3  # what the learner and the gates ask for
+_MISSING_NIGHT = "run the earlier steps of this cycle first (ruvllm cycle)"
+
+
+def begin(settings: Settings) -> str:
+    """The unfinished cycle, or a new one; returns its id."""
+    with open_workplace(settings) as work:
+        return cycles.open_cycle(work.database).id
+
+
+def _step(settings: Settings, cycle_id: str, name: str, work: Callable[[Workplace], Result]) -> Result:
+    with open_workplace(settings) as place:
+        return cycles.once(place.database, cycle_id, name, lambda: work(place))
+
+
+def folder(settings: Settings, cycle_id: str) -> Path:
+    """Where the files of a cycle lie."""
+    return settings.state_dir / "cycles" / cycle_id
+
+
+def ingest(settings: Settings, cycle_id: str) -> Result:
+    """Bring the demonstration corpus into memory; what is there already is skipped."""
+    from ruvllm.corpus import corpus_nodes
+
+    def work(place: Workplace) -> Result:
+        report = place.memory.add(corpus_nodes(), progress.stage("Reading the corpus into memory"))
+        return {"nodes_written": report.written, "nodes_skipped": report.skipped}
+
+    return _step(settings, cycle_id, "ingest", work)
+
+
+def day(settings: Settings, cycle_id: str, n: int = DAY_QUESTIONS) -> Result:
+    """Ask the day's questions, score the answers against gold, write the good ones back."""
+    from ruvllm.corpus.questions import day as questions_of_day
+
+    def work(place: Workplace) -> Result:
+        night = cycles.find_cycle(place.database, cycle_id).night
+        asked = questions_of_day(night, n)
+        show = progress.stage("Answering the day's questions")
+        with place.answerer(place.champion(), seed=night) as answerer:
+            for done, question in enumerate(asked, start=1):
+                _ask_once(place, answerer, question, cycle_id)
+                show(done, len(asked), question.text)
+            answerer.settle_outbox(limit=10 * n)
+        return _day_figures(place, cycle_id)
+
+    return _step(settings, cycle_id, "day", work)
+
+
+def _ask_once(place: Workplace, answerer: Answerer, question: Question, cycle_id: str) -> Answer | None:
+    """Ask, unless an earlier run of this night has."""
+    request_id = f"{cycle_id}:{question.key}"
+    with place.database.transaction() as connection:
+        stored = connection.execute(
+            "SELECT 1 FROM serving.interactions WHERE request_id = %s", (request_id,)
+        ).fetchone()
+    if stored is not None:
+        return None
+    return answerer.answer(
+        Ask(
+            question.text,
+            history=question.history,
+            session_id=f"{cycle_id}:{question.session_id}" if question.session_id else None,
+            turn=question.turn,
+            request_id=request_id,
+            gold=question.gold,
+            cycle_id=cycle_id,
+            domain=question.domain,
+        )
+    )
+
+
+def _day_figures(place: Workplace, cycle_id: str) -> Result:
+    with place.database.transaction() as connection:
+        tiers = connection.execute(_TIERS, (cycle_id,)).fetchall()
+        outcomes = connection.execute(_OUTCOMES, (cycle_id,)).fetchall()
+    return {
+        "questions": sum(row[1] for row in tiers),
+        "tiers": [{"tier": t, "answers": n, "quality": q, "latency_ms_p50": ms, "cost": c} for t, n, q, ms, c in tiers],
+        "writeback": dict(outcomes),
+    }
+
+
+def collect(settings: Settings, cycle_id: str, budget_s: float | None = None) -> Result:
+    """Run the oracle on this night's sample within its budget."""
+    from ruvllm.corpus.questions import oracle_sample
+    from ruvllm.learning.oracle import Oracle
+
+    def work(place: Workplace) -> Result:
+        night = cycles.find_cycle(place.database, cycle_id).night
+        budget = budget_s or (settings.collect_budget_s if night == 1 else settings.collect_budget_later_s)
+        oracle = Oracle(settings, place.database, place.perception, place.ladder)
+        oracle.enrol(oracle_sample(night, int(budget / ORACLE_SECONDS_A_QUESTION)), cycle_id, place.champion())
+        report = oracle.collect(cycle_id, budget, progress.stage("Collecting oracle outcomes"))
+        _require_enough(oracle.complete(), budget)
+        return {
+            "queries": report.queries,
+            "runs": report.runs,
+            "waiting": report.remaining,
+            "seconds": round(report.seconds, 1),
+            "prefix_saving": round(1 - report.model_seconds / report.cold_seconds, 3) if report.cold_seconds else None,
+        }
+
+    return _step(settings, cycle_id, "collect", work)
+
+
+def _require_enough(complete: dict[str, int], budget: float) -> None:
+    """A collection too small to learn from is not done: the next run of the night goes on with it."""
+    if complete.get("train", 0) < MIN_TRAIN_ROWS or complete.get("test", 0) < MIN_TEST_ROWS:
+        raise LearningError(
+            f"oracle: {complete.get('train', 0)} training and {complete.get('test', 0)} held-out questions after "
+            f"{budget:.0f} s, want at least {MIN_TRAIN_ROWS} and {MIN_TEST_ROWS}; run the cycle again, it goes on "
+            "from here, or give it more time (ruvllm cycle --budget SECONDS)"
+        )
+
+
+def train(settings: Settings, cycle_id: str) -> Result:
+    """Snapshot, then `dvc repro`: train the candidate and evaluate it."""
+    from ruvllm.learning.replay import Reservoir
+    from ruvllm.learning.snapshot import write_snapshot
+    from ruvllm.learning.workspace import run_pipeline
+
+    def work(place: Workplace) -> Result:
+        workspace = folder(settings, cycle_id)
+        reservoir = Reservoir(place.database, RESERVOIR)
+        snapshot = write_snapshot(
+            settings, place.database, place.ladder, place.embedder.id, reservoir.keys(), cycle_id,
+            workspace / "snapshot.npz",
+        )  # fmt: skip
+        champion = place.champion()
+        result = run_pipeline(
+            workspace,
+            snapshot.path,
+            champion.path if champion else None,
+            _ewc_file(place, workspace),
+            cycle_id,
+            progress.stage("Training and evaluating the router (dvc repro)"),
+        )
+        reservoir.offer(_train_keys(place, cycle_id))
+        return {
+            "snapshot": snapshot.digest,
+            "rows": snapshot.rows,
+            "train_rows": snapshot.train_rows,
+            "test_rows": snapshot.test_rows,
+            "bundle": str(result.bundle.relative_to(settings.state_dir)),
+            "report": str(result.report.relative_to(settings.state_dir)),
+            "dvc_lock": result.lock_sha256,
+            "metrics": result.metrics,
+        }
+
+    return _step(settings, cycle_id, "train", work)
+
+
+def _train_keys(place: Workplace, cycle_id: str) -> list[str]:
+    with place.database.transaction() as connection:
+        rows = connection.execute(
+            "SELECT key FROM learning.oracle_queries WHERE cycle_id = %s AND split = 'train' ORDER BY created_at, key",
+            (cycle_id,),
+        ).fetchall()
+    return [row[0] for row in rows]
+
+
+def _ewc_file(place: Workplace, workspace: Path) -> Path | None:
+    """The newest EWC state, as a file beside the snapshot; None before the first consolidation."""
+    import hashlib
+
+    with place.database.transaction() as connection:
+        row = connection.execute(
+            "SELECT state, sha256, router_version FROM learning.ewc_state ORDER BY id DESC LIMIT 1"
+        ).fetchone()
+    if row is None:
+        return None
+    state = bytes(row[0])
+    if hashlib.sha256(state).hexdigest() != row[1]:
+        raise LearningError(f"EWC state of router {row[2]}: sha256 does not match; restore the database from a backup")
+    path = workspace / "ewc.safetensors"
+    path.write_bytes(state)
+    return path
+
+
+def evaluate(settings: Settings, cycle_id: str) -> Result:
+    """The figures of the candidate beside the champion and the baselines, as a table to read."""
+    from ruvllm.evaluation.table import policy_rows, report_markdown
+
+    def work(place: Workplace) -> Result:
+        report = _report(settings, place, cycle_id)
+        policies = report["policies"]
+        before = "champion" if "champion" in policies else "random"  # the cold-start rule is uniform
+        return {
+            "before": before,
+            "regret_before": policies[before]["regret"]["utility"]["mean"],
+            "regret_after": policies["fastgrnn"]["regret"]["utility"]["mean"],
+            "regret_after_interval": [policies["fastgrnn"]["regret"]["utility"][k] for k in ("low", "high")],
+            "accuracy_tier": policies["fastgrnn"]["accuracy_tier"],
+            "n_test": report["n_test"],
+            "n_train": report["n_train"],
+            "warnings": report["warnings"],
+            "policies": policy_rows(report),
+            "table": report_markdown(report),
+        }
+
+    return _step(settings, cycle_id, "evaluate", work)
+
+
+def _report(settings: Settings, place: Workplace, cycle_id: str) -> Result:
+    path = settings.state_dir / _result_of(place, cycle_id, "train")["report"]
+    report: Result = json.loads(path.read_text())
+    return report
+
+
+def _result_of(place: Workplace, cycle_id: str, name: str) -> Result:
+    done = cycles.steps_done(place.database, cycle_id)
+    if name not in done:
+        raise LearningError(f"step {name} of {cycle_id}: not done; {_MISSING_NIGHT}")
+    return done[name].result
+
+
+def propose(settings: Settings, cycle_id: str) -> Result:
+    """Register the candidate in MLflow with its gate table, pending a reviewer."""
+    from ruvllm.registry.gates import table_markdown
+    from ruvllm.registry.package import register_candidate
+
+    def work(place: Workplace) -> Result:
+        trained = _result_of(place, cycle_id, "train")
+        registered = register_candidate(
+            settings,
+            place.database,
+            bundle=settings.state_dir / trained["bundle"],
+            report=_report(settings, place, cycle_id),
+            cycle_id=cycle_id,
+            params={"snapshot": trained["snapshot"], "rows": trained["rows"], "dvc_lock": trained["dvc_lock"]},
+        )
+        return {
+            "version": registered.version,
+            "run_id": registered.run_id,
+            "sha256": registered.sha256,
+            "gates": [gate.as_dict() for gate in registered.gates],
+            "table": table_markdown(registered.gates),
+        }
+
+    return _step(settings, cycle_id, "propose", work)
+
+
+def promote(settings: Settings, cycle_id: str, approve_as: str = "") -> Result:
+    """Approve as `approve_as` where that is given, then promote if the gates pass; says why not otherwise."""
+    from ruvllm.registry import promotion
+
+    def work(place: Workplace) -> Result:
+        version = _result_of(place, cycle_id, "propose")["version"]
+        if not approve_as:
+            return {
+                "promoted": False,
+                "version": version,
+                "why": "waits for a reviewer: " + promotion.how_to_approve(version),
+            }
+        try:
+            promotion.approve(settings, version, approve_as, f"approved by flag in {cycle_id}")
+            row = promotion.promote(settings, place.database, version)
+        except (RegistryError, ArtifactError) as error:
+            return {"promoted": False, "version": version, "why": str(error)}
+        return {"promoted": True, "version": row.version, "previous": row.previous, "approved_by": row.approved_by}
+
+    return _step(settings, cycle_id, "promote", work)
+
+
+def promote_approved(settings: Settings) -> Result:
+    """Promote the newest version that a reviewer approved and that is not yet champion; then consolidate it."""
+    from ruvllm.registry import promotion
+
+    with open_workplace(settings) as place:
+        row = promotion.promote_approved(settings, place.database)
+        promotion.reconcile_alias(settings, place.database)
+        if row is None:
+            return {"promoted": False, "why": "nothing was approved since the last look"}
+        _consolidate_champion(place, row.cycle_id)
+        return {"promoted": True, "version": row.version, "approved_by": row.approved_by}
+
+
+def consolidate(settings: Settings, cycle_id: str) -> Result:
+    """Fisher information and anchor weights of the champion, where this cycle made it."""
+
+    def work(place: Workplace) -> Result:
+        promoted = _result_of(place, cycle_id, "promote")
+        if not promoted["promoted"]:
+            return {"consolidated": False, "why": f"version {promoted['version']} is not champion"}
+        return _consolidate_champion(place, cycle_id)
+
+    return _step(settings, cycle_id, "consolidate", work)
+
+
+def _consolidate_champion(place: Workplace, cycle_id: str | None) -> Result:
+    from ruvllm.learning.ewc import consolidate_bundle
+    from ruvllm.registry import ledger
+
+    with place.database.transaction() as connection:
+        row = ledger.current(connection)
+    if row is None or cycle_id is None:
+        raise LearningError("consolidate: there is no champion yet; promote a candidate first")
+    workspace = folder(place.settings, cycle_id)
+    result = consolidate_bundle(workspace / "bundle", workspace / "snapshot.npz", _ewc_file(place, workspace))
+    with place.database.transaction() as connection:
+        connection.execute(_STORE_EWC, {**result.row(), "tenant": place.database.tenant, "version": row.version})
+    return {"consolidated": True, "version": row.version, "samples": result.samples}
+
+
+def maintain(settings: Settings, cycle_id: str) -> Result:
+    """Merge exact and near duplicates in memory."""
+
+    def work(place: Workplace) -> Result:
+        report = place.memory.maintain(progress.stage("Tidying memory"))
+        return {**report.as_dict(), "counts": place.memory.counts()}
+
+    return _step(settings, cycle_id, "maintain", work)
+
+
+def serve(settings: Settings, cycle_id: str) -> Result:
+    """The gateway answers one question with the ledger's champion; it is started where none runs, and then ended."""
+    from ruvllm.serving.probe import ask_gateway
+
+    def work(place: Workplace) -> Result:
+        champion = place.champion()
+        if champion is None:
+            return {"served": False, "why": "no version has been promoted yet"}
+        reply = ask_gateway(settings, champion.version, "What is the capital of Ghana?")
+        return {"served": True, "asked": reply.question, "answer": reply.text, "router_version": reply.router_version}
+
+    return _step(settings, cycle_id, "serve", work)
+
+
+def finish(settings: Settings, cycle_id: str) -> Result:
+    """Close the cycle; the results of all its steps, by name, with the seconds that each took."""
+    with open_workplace(settings) as place:
+        cycles.finish_cycle(place.database, cycle_id)
+        done = cycles.steps_done(place.database, cycle_id)
+        night = cycles.find_cycle(place.database, cycle_id).night
+    return {
+        "cycle_id": cycle_id,
+        "night": night,
+        "steps": {name: {**step.result, "seconds_taken": round(step.seconds, 1)} for name, step in done.items()},
+    }
+
+
+_TIERS = """
+    SELECT tier, count(*)::int, avg(quality)::float8, percentile_cont(0.5) WITHIN GROUP (ORDER BY total_ms)::float8,
+           sum(cost)::float8
+    FROM serving.interactions WHERE cycle_id = %s GROUP BY tier ORDER BY tier
+"""
+_OUTCOMES = """
+    SELECT o.outcome, count(*)::int FROM serving.outbox o JOIN serving.interactions i ON i.id = o.interaction
+    WHERE i.cycle_id = %s AND o.outcome IS NOT NULL GROUP BY o.outcome
+"""
+_STORE_EWC = """
+    INSERT INTO learning.ewc_state (tenant, router_version, layout_hash, state, sha256, penalty, decay, samples)
+    VALUES (%(tenant)s, %(version)s, %(layout_hash)s, %(state)s, %(sha256)s, %(penalty)s, %(decay)s, %(samples)s)
+    ON CONFLICT (tenant, router_version) DO NOTHING
+"""
