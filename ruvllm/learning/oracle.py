@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -63,11 +63,19 @@ def model_hashes(ladder: Ladder, settings: Settings) -> dict[str, str]:
 
 
 class Oracle:
-    """Collects outcomes for one ladder and tenant."""
+    """Collects outcomes for one ladder and tenant; `open_pool` makes the models of a lane."""
 
-    def __init__(self, settings: Settings, database: Database, perception: Perception, ladder: Ladder) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        perception: Perception,
+        ladder: Ladder,
+        open_pool: Callable[[], ModelPool] | None = None,
+    ) -> None:
         self.settings, self.database, self.perception, self.ladder = settings, database, perception, ladder
         self._hashes = model_hashes(ladder, settings)
+        self._open_pool = open_pool or (lambda: ModelPool(settings, ladder, threads=1))
 
     def enrol(self, questions: Sequence[Question], cycle_id: str, runtime: RouterRuntime | None) -> int:
         """Store questions with what the router sees of them now; those there already stay. Returns how many are new."""
@@ -111,7 +119,7 @@ class Oracle:
         }
 
     def _lane(self, waiting: queue.SimpleQueue[_Query], cycle_id: str, tally: _Tally) -> None:
-        with ModelPool(self.settings, self.ladder, threads=1) as pool:
+        with self._open_pool() as pool:
             while not tally.spent():
                 try:
                     query = waiting.get_nowait()
