@@ -10,9 +10,14 @@ from ruvllm.settings import load_settings
 
 
 @flow(name="collect")
-def collect(cycle_id: str, questions: int = night.DAY_QUESTIONS, budget_s: float | None = None) -> Result:
-    """Answer `questions` of the corpus as the day's traffic, then collect oracle outcomes for `budget_s` seconds."""
+def collect(
+    cycle_id: str, questions: int = night.DAY_QUESTIONS, budget_s: float | None = None, sample: int | None = None
+) -> Result:
+    """Answer `questions` of the corpus as the day's traffic, then collect oracle outcomes for `budget_s` seconds.
+
+    At most `sample` questions are run on every tier and bin; by default as many as the budget could hold.
+    """
     settings = load_settings()
     step("ingest", cycle_id, lambda: night.ingest(settings, cycle_id))
     step("day", cycle_id, lambda: night.day(settings, cycle_id, questions))
-    return step("collect", cycle_id, lambda: night.collect(settings, cycle_id, budget_s))
+    return step("collect", cycle_id, lambda: night.collect(settings, cycle_id, budget_s, sample))

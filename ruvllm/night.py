@@ -106,8 +106,8 @@ def _day_figures(place: Workplace, cycle_id: str) -> Result:
     }
 
 
-def collect(settings: Settings, cycle_id: str, budget_s: float | None = None) -> Result:
-    """Run the oracle on this night's sample within its budget."""
+def collect(settings: Settings, cycle_id: str, budget_s: float | None = None, sample: int | None = None) -> Result:
+    """Run the oracle on this night's sample within its budget; `sample` questions at most."""
     from ruvllm.corpus.questions import oracle_sample
     from ruvllm.learning.oracle import Oracle
 
@@ -115,7 +115,8 @@ def collect(settings: Settings, cycle_id: str, budget_s: float | None = None) ->
         night = cycles.find_cycle(place.database, cycle_id).night
         budget = budget_s or (settings.collect_budget_s if night == 1 else settings.collect_budget_later_s)
         oracle = Oracle(settings, place.database, place.perception, place.ladder)
-        oracle.enrol(oracle_sample(night, int(budget / ORACLE_SECONDS_A_QUESTION)), cycle_id, place.champion())
+        n = sample or int(budget / ORACLE_SECONDS_A_QUESTION)
+        oracle.enrol(oracle_sample(night, n), cycle_id, place.champion())
         report = oracle.collect(cycle_id, budget, progress.stage("Collecting oracle outcomes"))
         _require_enough(oracle.complete(), budget)
         return {

@@ -21,14 +21,9 @@ def run_night(settings: Settings, questions: int, budget_s: float | None, approv
         os.environ.update(services.prefect_environment(settings), PREFECT_API_URL=api_url)
         # the bars and the closing error say it here; Prefect's pages keep every log line
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-        from prefect.logging.handlers import APILogHandler  # Prefect reads its settings when it is imported
+        from flows.nightly import run_here  # imports Prefect, which reads its settings when it is imported
 
-        from flows.nightly import nightly
-
-        try:
-            result: dict[str, Any] = nightly(questions=questions, budget_s=budget_s, approve_as=approve_as)
-        finally:
-            APILogHandler().flush()  # while the server is still there to take them
+        result: dict[str, Any] = run_here(questions, budget_s, approve_as)
     return result
 
 

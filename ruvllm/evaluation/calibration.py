@@ -9,7 +9,7 @@ from ruvllm.errors import LearningError
 
 
 def expected_calibration_error(confidence: NDArray[np.float64], came_true: NDArray[np.bool_], bins: int = 10) -> float:
-    """Mean over `bins` of equal width of |share that came true - mean confidence|, weighted by their rows (Naeini 2015).
+    """Mean over equal bins of |share that came true - mean confidence|, weighted by their rows (Naeini et al.).
 
     With few rows it is biased upwards: a perfectly calibrated confidence over 20 rows shows about 0.1.
 

@@ -3,7 +3,7 @@
     quality regret = E[Q_baseline - Q_routed]   on 1 to 5, the baseline is always-big: what a user without a router has
     latency regret = E[L_routed - L_oracle]     seconds
     cost regret    = E[C_routed - C_oracle]     normalised token cost
-    utility regret = E[U_oracle - U_routed]     U = Q - lambda L - mu C; the oracle maximises it, so it is never negative
+    utility regret = E[U_oracle - U_routed]     U = Q - lambda L - mu C; the oracle maximises it: never negative
 Questions of one group (a country) share facts and are not independent, so the bootstrap draws whole groups.
 """
 

@@ -18,7 +18,7 @@ from ruvllm.settings import PROJECT_ROOT, Settings
 CATALOGUE = PROJECT_ROOT / "models"
 MAX_TIERS = 4  # places of the router's model head
 _FULL_TOKENS = 1024 + 64  # a prompt at the widest bin of the packaged ladder, and an answer: the unit of cost
-_STYLE_STOPS: dict[str, tuple[str, ...]] = {"chat": (), "few-shot": ("\n",)}
+_STYLE_STOPS = {"chat": ("\n",), "few-shot": ("\n",)}  # the prompts ask for a fact, which is one line
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the router has to beat: six rules that decide without it, fitted on training rows only. Knows nothing of torch."""
+"""What the router has to beat: rules that decide without it, fitted on training rows only. Knows nothing of torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def everywhere(pair: tuple[int, int], n: int) -> Pairs:
 def logistic(
     x: Array, targets: Targets, train: Rows, snapshot: Snapshot, strength: float, weight_floor: float
 ) -> Pairs:
-    """(n, 2): multinomial logistic regression on the normalised features (n, 128), one for the tier and one for the bin.
+    """(n, 2): logistic regression on the normalised features (n, 128), one for the tier and one for the bin.
 
     It sees what the router sees: the same features, labels and weights, and no session. `strength` is sklearn's C.
     """

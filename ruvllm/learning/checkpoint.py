@@ -1,7 +1,7 @@
 """training.safetensors: the parameters as they are trained, beside the folded ones that serve. Knows nothing of losses.
 
-It lies in the bundle's folder for the learner (the Fisher information is of these parameters); the manifest does not list
-it and the runtime does not read it. It names the bundle it belongs to.
+It lies in the bundle's folder for the learner (the Fisher information is of these parameters); the manifest does not
+list it and the runtime does not read it. It names the bundle it belongs to.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch

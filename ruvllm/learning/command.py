@@ -33,7 +33,7 @@ def run_command(main: Callable[[], None]) -> None:
 def single_thread() -> None:
     """Torch as the pipeline uses it: sums in one order, so that a repeated run gives the same bytes.
 
-    Not `use_deterministic_algorithms`: it says nothing about the CPU operations used here and imports the compiler (3 s).
+    Not `use_deterministic_algorithms`: the CPU operations used here have one order, and it imports the compiler.
     """
     import torch
 

@@ -67,13 +67,13 @@ class Snapshot:
     @cached_property
     def bin_mask(self) -> NDArray[np.bool_]:
         """(5,): the bins that were run."""
-        ran: NDArray[np.bool_] = np.isfinite(self.quality).any(axis=(0, 1))
-        return ran
+        ran = np.isfinite(self.quality).any(axis=(0, 1))
+        return np.asarray(ran)
 
     @property
     def places(self) -> NDArray[np.bool_]:
         """(4, 5): the pairs that were run, the same for every question."""
-        return self.tier_mask[:, None] & self.bin_mask[None, :]
+        return np.outer(self.tier_mask, self.bin_mask)
 
     @cached_property
     def train(self) -> Rows:
@@ -143,7 +143,8 @@ def features_for(snapshot: Snapshot, transforms: Transforms | None) -> Array:
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy leaves a file open that it could not make sense of
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if isinstance(archive, np.ndarray):
                 raise LearningError(f"snapshot {path}: one bare array, want an .npz; {_WAY_OUT}")
             return {name: archive[name] for name in archive.files}
@@ -168,14 +169,21 @@ def _snapshot(a: dict[str, NDArray[Any]]) -> Snapshot:
     return Snapshot(
         keys=a["keys"],
         features=a["features"].astype(np.float32),
-        **{name: a[name].astype(np.float32) for name in _OUTCOMES},
-        **{name: a[name] for name in ("group", "domain", "kind", "session")},
+        quality=a["quality"].astype(np.float32),
+        latency_s=a["latency_s"].astype(np.float32),
+        cost=a["cost"].astype(np.float32),
+        group=a["group"],
+        domain=a["domain"],
+        kind=a["kind"],
+        session=a["session"],
         split=a["split"].astype(np.int8),
         turn=a["turn"].astype(np.int64),
         night=a["night"].astype(np.int64),
         replayed=a["replayed"].astype(bool),
         tiers=tuple(str(name) for name in a["tiers"]),
-        **{name: str(a[name]) for name in ("ladder", "layout_hash", "encoder_id")},
+        ladder=str(a["ladder"]),
+        layout_hash=str(a["layout_hash"]),
+        encoder_id=str(a["encoder_id"]),
         latency_weight=float(a["latency_weight"]),
         cost_weight=float(a["cost_weight"]),
         embedding=None if embedding is None or embedding.size == 0 else embedding.astype(np.float32),

@@ -1,6 +1,6 @@
 """Elastic weight consolidation (Kirkpatrick et al. 2017), online (Schwarz et al. 2018): state, penalty, file.
 
-L = L_task + lambda / 2 sum F (theta - theta*)^2; after each promotion F <- gamma F + F_new and theta* <- the champion's.
+L = L_task + lambda / 2 sum F (theta - theta*)^2; after a promotion F <- gamma F + F_new and theta* <- the champion's.
 Knows nothing of snapshots; how F is measured is fisher.py's. What the anchor's inputs mean (their scaling, the fitted
 transforms) travels with it: weights are worth keeping only for the same inputs.
 """
@@ -206,5 +206,5 @@ def _same_shapes(what: str, got: Mapping[str, Any], wanted: Mapping[str, Any]) -
         mine, other = shapes[0].get(name, "absent"), shapes[1].get(name, "absent")
         if mine != other:
             raise LearningError(
-                f"{what}: {name} is {mine}, want {other}; use the params.yaml that it was made with, or start without it"
+                f"{what}: {name} is {mine}, want {other}; use the params.yaml it was made with, or start without it"
             )

@@ -60,7 +60,7 @@ def fake_arrays(
 
 
 def second_night(first: Arrays, fresh: Arrays) -> Arrays:
-    """The snapshot of the night after: every row of the first that trained is replayed, `fresh` is what was collected."""
+    """The snapshot of the night after: every training row of the first is replayed, `fresh` was collected."""
     rows = {name for name, values in first.items() if values.shape[:1] == first["keys"].shape and name != "tiers"}
     merged = {name: np.concatenate([first[name], fresh[name]]) if name in rows else first[name] for name in first}
     n = len(first["keys"])
@@ -106,7 +106,7 @@ def _placed(values: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _determined(features: NDArray[np.float32], rng: np.random.Generator) -> NDArray[Any]:
-    """The small tier answers where memory covers the question, the big one elsewhere; long questions need 512 tokens."""
+    """The small tier answers where memory covers the question, the big one elsewhere; long ones need 512 tokens."""
     quality = np.zeros((len(features), 2, _BINS))
     tier = (features[:, _TELL_TIER] < 0.5).astype(int)
     least = (features[:, _TELL_BIN] > 0.5).astype(int)

@@ -1,9 +1,9 @@
 """The diagonal Fisher information of a trained router. Knows nothing of how the state is kept (ewc.py).
 
-F = mean over questions of E_y [(d log p(y | x) / d theta)^2], y from the model's own distribution, never from the labels
-(those would give the "empirical" Fisher). With four tiers and five bins the expectation is taken exactly, which a sample
-of y estimates. Gradients are per question: a batch's mean gradient squared would be something else. The heads'
-log-probabilities add; cross terms vanish because the heads are drawn independently. Each is scaled as in the loss.
+F = mean over questions of E_y [(d log p(y | x) / d theta)^2], y from the model's own distribution, never from the
+labels (those would give the "empirical" Fisher). With four tiers and five bins the expectation is taken exactly where a
+sample of y would estimate it. Gradients are per question: a batch's mean gradient squared would be something else. The
+heads' log-probabilities add; cross terms vanish because heads are drawn independently. Each is scaled as in the loss.
 """
 
 from __future__ import annotations

@@ -98,10 +98,10 @@ def new_network(material: Material, rows: Rows, config: Config, seed: int) -> Ro
     utility = material.targets.utility[rows]
     tier, context = best_fixed(utility)
     with torch.no_grad():
-        network.heads["model"].bias.copy_(_prior(utility[:, :, context].mean(axis=0)))  # type: ignore[operator, union-attr]
-        network.heads["context"].bias.copy_(_prior(utility[:, tier].mean(axis=0)))  # type: ignore[operator, union-attr]
-        network.heads["temperature"].bias.fill_(-_SURE)  # type: ignore[operator, union-attr]
-        network.heads["top_p"].bias.fill_(_SURE)  # type: ignore[operator, union-attr]
+        network.heads["model"].bias.copy_(_prior(utility[:, :, context].mean(axis=0)))  # type: ignore[operator]
+        network.heads["context"].bias.copy_(_prior(utility[:, tier].mean(axis=0)))  # type: ignore[operator]
+        network.heads["temperature"].bias.fill_(-_SURE)  # type: ignore[operator]
+        network.heads["top_p"].bias.fill_(_SURE)  # type: ignore[operator]
     return network
 
 

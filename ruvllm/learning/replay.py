@@ -1,7 +1,7 @@
 """Experience replay by reservoir sampling (Vitter 1985, algorithm R). Knows nothing of what a key stands for.
 
 After `seen` experiences each of them is in the reservoir with probability capacity / seen. The algorithm is a pure
-function; `Reservoir` keeps its slots and its count in Postgres, in one transaction, so that a crash loses or repeats nothing.
+function; `Reservoir` keeps slots and count in Postgres, changed in one transaction, so that a crash tears nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Reservoir:
             return self._seen(connection)
 
     def offer(self, keys: Sequence[str]) -> int:
-        """Offer queries of learning.oracle_queries; those it holds already are not offered again. Returns how many were new.
+        """Offer keys of learning.oracle_queries, but those it holds already; returns how many were new.
 
         One transaction under a lock, so concurrent offers cannot interleave. The generator is seeded by the count so
         far and the keys: an offer that is repeated after a crash draws what it drew before.

@@ -17,8 +17,8 @@
     golden_max_error       torch against the serving runtime on every question, n in golden_n
     warnings               what the reader must know
 
-A pair counts as accurate when it is the label (min viable context) or the pair of the largest utility: two definitions of
-the oracle's choice, which differ by noise in latency alone.
+A pair counts as accurate when it is the label (min viable context) or the pair of the largest utility: two definitions
+of the oracle's choice, which differ where a smaller bin is as good but was measured slower.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _seen(snapshot: Snapshot, targets: Targets, chosen: dict[str, Pairs], settin
 
 
 def _forgetting(snapshot: Snapshot, targets: Targets, contest: Contest, settings: Settings) -> Forgetting:
-    """Within epsilon of the oracle counts as correct: where two tiers tie, the label is chance and cannot be forgotten."""
+    """Within epsilon of the oracle is correct: where two tiers tie, the label is chance and cannot be forgotten."""
     earlier = np.flatnonzero(snapshot.night < snapshot.night.max())
     if contest.champion is None or not len(earlier):
         return INCONCLUSIVE

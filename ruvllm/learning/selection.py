@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,9 +20,11 @@ from ruvllm.learning.fit import Material, fit, forward, make_batch, new_network
 from ruvllm.learning.loss import expected_utility
 from ruvllm.learning.targets import Pairs, Wide, best_fixed, take
 from ruvllm.progress import Progress
+from ruvllm.router.decision import N_BINS, N_TIERS
 from ruvllm.router.fastgrnn import RouterNetwork
 
 _LEAST_SLOPE = 0.05  # of the calibration; below it the confidence is the base rate
+_LEAST_ROWS_FOR_FALLBACK = 50  # with fewer, whether a fallback helps is chance: it stays off
 _THRESHOLD_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
@@ -70,10 +73,14 @@ def out_of_fold(material: Material, config: Config, show: Progress) -> OutOfFold
     rows, training = material.snapshot.train, config.training
     fold = folds(material.snapshot.group[rows], training.folds, training.seed)
     checks = training.steps // training.check_every
+    m = len(rows)
     result = OutOfFold(
-        rows,
-        *(np.zeros((checks, len(rows), *shape)) for shape in ((4,), (5,), (), ())),
-        fixed=np.zeros((len(rows), 2), dtype=np.int64),
+        rows=rows,
+        tiers=np.zeros((checks, m, N_TIERS)),
+        bins=np.zeros((checks, m, N_BINS)),
+        confidence=np.zeros((checks, m)),
+        expected=np.zeros((checks, m)),
+        fixed=np.zeros((m, 2), dtype=np.int64),
     )
     count = int(fold.max()) + 1
     for number in range(count):
@@ -135,7 +142,7 @@ def decisions(tiers: Wide, bins: Wide, fixed: Pairs, caution: float) -> Pairs:
 
 
 def choose_caution(utility_at: Callable[[float], Wide], config: Config) -> float:
-    """The largest caution whose utility is within a share of a standard error of the best one's, question by question."""
+    """The largest caution whose utility is within so many standard errors of the best one's, question by question."""
     cautions = sorted(config.selection.caution)
     utilities = np.stack([utility_at(caution) for caution in cautions])  # (cautions, m)
     best = utilities[int(utilities.mean(axis=1).argmax())]
@@ -168,6 +175,8 @@ def calibrate(logits: Wide, near: NDArray[np.bool_], rounds: int = 50) -> tuple[
 
 def choose_threshold(confidence: Wide, pairs: Pairs, utility: Wide) -> float:
     """The confidence below which one tier up and one bin wider gained more than its standard error; 0: never."""
+    if len(pairs) < _LEAST_ROWS_FOR_FALLBACK:
+        return 0.0
     gain = take(utility, step_up(pairs, utility)) - take(utility, pairs)
     best, found = 0.0, 0.0
     for candidate in np.quantile(confidence, _THRESHOLD_SHARES):
@@ -179,7 +188,7 @@ def choose_threshold(confidence: Wide, pairs: Pairs, utility: Wide) -> float:
 
 
 def step_up(pairs: Pairs, utility: Wide) -> Pairs:
-    """The fallback policy's choice (router/policy.py): the next tier and the next bin that were run, if there is one."""
+    """The fallback policy's choice (router/policy.py): the next tier and the next bin that were run, if any."""
     ran = np.isfinite(utility[0])  # (4, 5)
     tiers, bins = (_next(np.flatnonzero(ran.any(axis=axis))) for axis in (1, 0))
     return np.stack([tiers[pairs[:, 0]], bins[pairs[:, 1]]], axis=1)
@@ -188,7 +197,7 @@ def step_up(pairs: Pairs, utility: Wide) -> Pairs:
 def _next(places: Rows) -> Rows:
     """Place -> the next of `places` above it, or itself."""
     following = np.arange(int(places.max()) + 1)
-    for lower, higher in zip(places[:-1], places[1:], strict=True):
+    for lower, higher in pairwise(places.tolist()):
         following[lower] = higher
     return following
 

@@ -21,6 +21,7 @@ Ints = NDArray[np.int64]
 Pairs = NDArray[np.int64]  # (n, 2): tier, bin
 
 VIABLE = 0.1  # on 1 to 5
+_ROUNDING = 1e-6  # outcomes are float32
 TEMPERATURE, TOP_P = 0.0, 1.0  # labels of every question: no sampling grid was run, the task type's default stands
 
 
@@ -61,7 +62,7 @@ def make_targets(snapshot: Snapshot) -> Targets:
     tier = by_tier.argmax(axis=1)
     own = utility[rows, tier]  # (n, 5)
     own_quality = np.where(np.isfinite(quality[rows, tier]), quality[rows, tier], -np.inf)
-    viable = own_quality >= own_quality.max(axis=1, keepdims=True) - VIABLE - 1e-9
+    viable = own_quality >= own_quality.max(axis=1, keepdims=True) - VIABLE - _ROUNDING
     return Targets(
         utility=utility,
         tier=tier,
@@ -73,7 +74,7 @@ def make_targets(snapshot: Snapshot) -> Targets:
 
 
 def weights(margin: Wide, floor: float) -> Wide:
-    """Weights of mean 1 in proportion to the utility at stake; a weighted cross-entropy then counts regret, not errors."""
+    """Weights of mean 1, in proportion to the utility at stake: a cross-entropy so weighted counts regret."""
     raised = margin + floor
     scaled: Wide = raised / raised.mean()
     return scaled

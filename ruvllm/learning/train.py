@@ -1,7 +1,7 @@
 """`python -m ruvllm.learning.train`: snapshot in, router bundle out. Knows nothing of the database, MLflow or Prefect.
 
 Steps, caution and calibration are chosen on out-of-fold decisions; the network that is exported is then trained on all
-training rows. With an EWC state it starts from the anchor, keeps its feature scaling and transforms, and pays the penalty.
+training rows. With an EWC state it starts from the anchor, keeps its scaling and transforms, and pays the penalty.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Specification 5.1 ("spec"), with U_g = U_g1 U_g2 of low rank and an optional reset gate:
     z = sigmoid(W_z x + U_z h + b_z); h~ = tanh(W_h x + U_h (r h) + b_h); h' = (zeta (1 - z) + nu) h~ + z h
 Kusupati et al. 2018, equation 2 ("kusupati"): W and U are shared by gate and candidate, r = 1, and zeta and nu are
-sigmoids of parameters that start at 1.0 and -4.0. On a first turn h = 0, so the recurrent weights have nothing to act on.
+sigmoids of parameters that start at 1.0 and -4.0. On a first turn h = 0: the recurrent weights do nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from ruvllm.router.layout import N_FEATURES
 
 _HEADS = {"model": N_TIERS, "context": N_BINS, "temperature": 1, "top_p": 1, "confidence": 1}
 _MASKED = -1e9
-_HEAD_SPREAD = 0.05  # of fresh head weights: small, so that a router that learned nothing says what its biases say
+_HEAD_SPREAD = 0.3  # standard deviation of fresh head weights
+_CELL_SPREAD = 0.1  # of fresh cell weights, against 1 / sqrt(inputs): a fresh router says what its biases say
+_GATE_BIAS = -2.0  # z = 0.12: an earlier turn counts for little until it has proved useful
+_BIASES = {"z": _GATE_BIAS, "h": 0.0, "r": 0.0}
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class SpecCell(nn.Module):
         self.gates = ("z", "h", "r") if cell.reset_gate else ("z", "h")
         for gate in self.gates:
             _add_gate(self, f"_{gate}", cell, draw)
-            self.register_parameter(f"b_{gate}", nn.Parameter(torch.zeros(cell.hidden)))
+            self.register_parameter(f"b_{gate}", nn.Parameter(torch.full((cell.hidden,), _BIASES[gate])))
         self.zeta = nn.Parameter(torch.tensor(1.0))
         self.nu = nn.Parameter(torch.tensor(0.5))
 
@@ -64,7 +67,7 @@ class SpecCell(nn.Module):
         return _apply(self, f"_{gate}", x, h) + _get(self, f"b_{gate}")
 
     def dense(self) -> dict[str, Tensor]:
-        arrays = {"zeta": self.zeta, "nu": self.nu}
+        arrays: dict[str, Tensor] = {"zeta": self.zeta, "nu": self.nu}
         for gate in self.gates:
             arrays[f"W_{gate}"] = _get(self, f"W_{gate}")
             arrays[f"U_{gate}"] = _get(self, f"U1_{gate}") @ _get(self, f"U2_{gate}")
@@ -76,7 +79,7 @@ class KusupatiCell(nn.Module):
     def __init__(self, cell: Cell, draw: torch.Generator) -> None:
         super().__init__()
         _add_gate(self, "", cell, draw)
-        self.b_z = nn.Parameter(torch.zeros(cell.hidden))
+        self.b_z = nn.Parameter(torch.full((cell.hidden,), _GATE_BIAS))
         self.b_h = nn.Parameter(torch.zeros(cell.hidden))
         self.zeta = nn.Parameter(torch.tensor(1.0))  # before the sigmoid
         self.nu = nn.Parameter(torch.tensor(-4.0))
@@ -187,7 +190,8 @@ class RouterNetwork(nn.Module):
 def _add_gate(module: nn.Module, suffix: str, cell: Cell, draw: torch.Generator) -> None:
     shapes = {"W": (cell.hidden, N_FEATURES), "U1": (cell.hidden, cell.rank), "U2": (cell.rank, cell.hidden)}
     for name, shape in shapes.items():
-        weight = torch.randn(shape, generator=draw) / shape[1] ** 0.5
+        spread = 1.0 if name == "U2" else _CELL_SPREAD  # the product U1 U2 is as small as W
+        weight = torch.randn(shape, generator=draw) * spread / shape[1] ** 0.5
         module.register_parameter(name + suffix, nn.Parameter(weight))
 
 

@@ -8,9 +8,8 @@ from prefect.schedules import Cron
 from flows.nightly import nightly
 
 
-def test_a_served_nightly_gets_runs_from_its_cron(prefect_api, monkeypatch):
+def test_a_served_nightly_gets_runs_from_its_cron(prefect_client):
     """SQLAlchemy 2.1 breaks this silently: the server is healthy and never creates a run."""
-    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
     deployment = nightly.to_deployment("cron-test", schedule=Cron("0 2 * * *", timezone="Europe/Berlin"))
     deployment_id = deployment.apply()
     with get_client(sync_client=True) as client:

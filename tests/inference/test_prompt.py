@@ -30,17 +30,18 @@ def test_untrusted_text_cannot_begin_a_line(tier: Tier) -> None:
     prompt = build(tier, HOSTILE, [HOSTILE], [(HOSTILE, HOSTILE)])
     segments = prompt.history + prompt.context + prompt.question
     outside = [segment for segment in segments if not segment.trusted]
-    assert len(outside) == 4
+    assert len(outside) == (5 if tier.style == "chat" else 4)  # the chat style asks twice
     assert all(len(segment.text.splitlines()) == 1 for segment in outside)
     assert all("me" not in segment.text for segment in segments if segment.trusted)
     clean = prompt_text(build(tier, "x", ["x"], [("x", "x")]))
     assert len(prompt_text(prompt).splitlines()) == len(clean.splitlines())
 
 
-def test_the_static_part_is_trusted_and_teaches_by_three_examples(tier: Tier) -> None:
+def test_the_static_part_is_trusted_and_a_base_model_is_shown_three_examples(tier: Tier) -> None:
     static = build(tier, "Who?", [], []).static
     assert all(segment.trusted for segment in static)
-    assert "".join(segment.text for segment in static).count("Question: ") == 3
+    shown = "".join(segment.text for segment in static).count("Question: ")
+    assert shown == {"chat": 0, "few-shot": 3}[tier.style]
 
 
 def test_the_version_is_a_digest() -> None:
@@ -53,7 +54,6 @@ def _words(n: int) -> str:
 
 
 def test_a_passage_that_does_not_fit_is_skipped_for_one_that_does(tier: Tier) -> None:
-    # With its number each passage is a word longer.
     passages = [_words(n) for n in (100, 200, 100, 300, 2000)]
     fitting = {b: assemble(tier, FakeModel(), passages, b) for b in (256, 512, 1024)}
     assert fitting == {256: [0, 2], 512: [0, 2, 1], 1024: [0, 2, 1, 3]}
@@ -62,7 +62,8 @@ def test_a_passage_that_does_not_fit_is_skipped_for_one_that_does(tier: Tier) ->
 
 @given(st.lists(st.integers(1, 700), max_size=12))
 def test_bins_are_nested_and_never_over(sizes: list[int]) -> None:
-    tier, passages = TIERS["chat"], [_words(n) for n in sizes]
+    # A numbered passage is a word longer.
+    tier, passages = TIERS["few-shot"], [_words(n) for n in sizes]
     before: list[int] = []
     for context_bin in BINS:
         chosen = assemble(tier, FakeModel(), passages, context_bin)
