@@ -53,15 +53,15 @@ def _learning(steps: dict[str, Any]) -> Any:
         ["promoted version", promote["version"] if promote["promoted"] else f"none: {promote['why']}"],
         ["answers written to memory / merged / skipped", " / ".join(str(writes.get(k, 0)) for k in _OUTCOMES)],
         ["memory: nodes / edges", f"{maintain['counts']['nodes']} / {maintain['counts']['edges']}"],
-        ["duplicates merged by maintenance, exact / near", f"{maintain['merged_exact']} / {maintain['merged_near']}"],
+        ["duplicates merged, exact / near", f"{maintain['merged_exact']} / {maintain['merged_near']}"],
     ]
     return table("What the night learned", ["", "figure"], rows)
 
 
 def _policies(evaluate: dict[str, Any]) -> Any:
     rows = [
-        [p["policy"], p["utility"], f"{p['regret']:.3f} [{p['low']:.3f}, {p['high']:.3f}]", p["quality"], p["latency_s"],
-         p["cost"], p["accuracy_tier"], p["accuracy_pair"]]
+        [p["policy"], p["utility"], f"{p['regret']:.3f} [{p['low']:.3f}, {p['high']:.3f}]", p["quality"],
+         p["latency_s"], p["cost"], p["accuracy_tier"], p["accuracy_pair"]]
         for p in evaluate["policies"]
     ]  # fmt: skip
     columns = ["policy", "utility", "regret [95 %]", "quality 1-5", "seconds", "cost", "tier acc.", "pair acc."]

@@ -10,13 +10,14 @@ _ORDER = (
 
 
 def report_markdown(report: dict[str, Any]) -> str:
-    """Every policy beside the oracle on the held-out split: utility regret with its 95 % interval, quality, seconds, cost."""
+    """Every policy beside the oracle, held out: utility regret with its 95 % interval, quality, seconds, cost."""
     policies = report["policies"]
     names = _named(policies)
     lines = [
         f"Held out: {report['n_test']} questions; trained on {report['n_train']}.",
         "",
-        "| policy | utility | utility regret [95 %] | quality 1-5 | quality regret | latency s | cost | tier accuracy | pair accuracy |",
+        "| policy | utility | utility regret [95 %] | quality 1-5 | quality regret | latency s | cost"
+        " | tier accuracy | pair accuracy |",
         "|---|---|---|---|---|---|---|---|---|",
         *[_row(name, policies[name]) for name in names],
     ]
