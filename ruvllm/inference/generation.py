@@ -205,8 +205,8 @@ def _first_stop(raw: bytearray, stops: Sequence[bytes]) -> int | None:
 
 
 def _text(raw: bytes | bytearray) -> str:
-    """A character cut by max_tokens is left out."""
-    return raw.decode(errors="ignore").strip()
+    """A character cut by max_tokens is left out, and the colon with which a model may close the prompt's lead-in."""
+    return raw.decode(errors="ignore").strip().removeprefix(":").strip()
 
 
 def _generation(answer: Answer, tokens: Tokens, cached: int, prefill_s: float, decode_s: float) -> Generation:

@@ -72,7 +72,7 @@ class Template:
 # and on training questions of the fact book with their passage and another of the same country:
 #   SmolLM2   this 7/10, 11/30 · without a system turn of ours 6/10, 10/30 · question asked once 4/10, 10/20 · three
 #             examples as chat turns 6/10, 5/20 · numbered passages 2/10, 8/20 · few-shot as plain text 5/10, 3/14
-#   Gemma     this 10/10, 15/30 · this 10/10, 13/20 · shorter examples 9/10, 11/20 · no instruction 9/10, 10/20
+#   Gemma     this 10/10, 15/30 (of the 20 below: 13) · shorter examples 9/10, 11/20 · no instruction 9/10, 10/20
 # The small chat model copies from examples, and from whichever passage stands nearest to the question.
 _CHAT = Template(
     opening="<|im_start|>system\nYou answer questions with a few words copied from the text that you are given. "

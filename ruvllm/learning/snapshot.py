@@ -5,7 +5,6 @@ The file's digest is over its arrays, so the same outcomes give the same digest 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ruvllm.errors import LearningError
 from ruvllm.inference.prompt import PROMPT_VERSION
 from ruvllm.inference.tiers import Ladder
 from ruvllm.inference.types import BINS, ROUTED_BINS
+from ruvllm.learning.data import digest
 from ruvllm.learning.oracle import model_hashes
 from ruvllm.router.decision import N_BINS, N_TIERS
 from ruvllm.router.layout import LAYOUT
@@ -60,16 +60,16 @@ def write_snapshot(
             "give the collection a larger budget (ruvllm cycle --budget SECONDS)"
         )
     arrays = _arrays(settings, queries, runs, ladder, encoder_id, set(replayed), cycle_id)
-    digest = _digest(arrays)
+    checksum = digest(arrays)
     _write(path, arrays)
     with database.transaction() as connection:
         connection.execute(
             "INSERT INTO learning.snapshots (digest, tenant, cycle_id, row_count) VALUES (%s, %s, %s, %s)"
             " ON CONFLICT DO NOTHING",
-            (digest, database.tenant, cycle_id, len(queries)),
+            (checksum, database.tenant, cycle_id, len(queries)),
         )
     test = int(arrays["split"].sum())
-    return SnapshotFile(path, digest, len(queries), len(queries) - test, test)
+    return SnapshotFile(path, checksum, len(queries), len(queries) - test, test)
 
 
 def _read(
@@ -136,15 +136,6 @@ def _outcomes(
         for name, array in arrays.items():
             array[where] = run[name]
     return arrays
-
-
-def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name}:{array.dtype.str}:{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
