@@ -98,6 +98,25 @@ def cycle(
 
 @app.command()
 @plainly
+def report(
+    night: Annotated[int | None, typer.Option(help="Which night, counted from 1; by default the last.", min=1)] = None,
+    markdown: Annotated[bool, typer.Option(help="Only the evaluation, as a Markdown table.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show again what a finished night did: traffic, learning, the router beside its baselines, gates."""
+    from ruvllm.night import results
+    from ruvllm.summary import show_night
+
+    settings = _settings()
+    result = results(settings, night)
+    if markdown:
+        print(result["steps"]["evaluate"]["table"])
+    else:
+        say(as_json, result, lambda: show_night(settings, result))
+
+
+@app.command()
+@plainly
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
     tier: Annotated[str | None, typer.Option(help="Force a tier instead of the router's choice.")] = None,

@@ -354,14 +354,25 @@ def serve(settings: Settings, cycle_id: str) -> Result:
 
 
 def finish(settings: Settings, cycle_id: str) -> Result:
-    """Close the cycle; the results of all its steps, by name, with the seconds that each took."""
+    """Close the cycle; the results of all its steps."""
     with open_workplace(settings) as place:
         cycles.finish_cycle(place.database, cycle_id)
-        done = cycles.steps_done(place.database, cycle_id)
         night = cycles.find_cycle(place.database, cycle_id).night
+    return results(settings, night)
+
+
+def results(settings: Settings, night: int | None = None) -> Result:
+    """The results of a finished night's steps, by name, with the seconds that each took; by default of the last one.
+
+    Raises:
+        LearningError: that night is not finished, or there is none.
+    """
+    with open_workplace(settings) as place:
+        cycle = cycles.finished_cycle(place.database, night)
+        done = cycles.steps_done(place.database, cycle.id)
     return {
-        "cycle_id": cycle_id,
-        "night": night,
+        "cycle_id": cycle.id,
+        "night": cycle.night,
         "steps": {name: {**step.result, "seconds_taken": round(step.seconds, 1)} for name, step in done.items()},
     }
 

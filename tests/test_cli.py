@@ -11,7 +11,8 @@ from ruvllm import __version__
 from ruvllm.cli import app
 
 VERBS = [
-    "cycle", "ask", "serve", "up", "down", "status", "ingest", "doctor", "version", "models list", "models pull",
+    "cycle", "report", "ask",
+    "serve", "up", "down", "status", "ingest", "doctor", "version", "models list", "models pull",
     "memory search", "registry approve", "registry rollback", "db psql",
 ]  # fmt: skip
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ruvllm.errors import InferenceError, ModelFileError
+from ruvllm.errors import DeadlineError, InferenceError, ModelFileError
 from ruvllm.inference.types import Segment
 
 N_BATCH = 512
@@ -140,7 +140,7 @@ class Engine:
         only: those go through other kernels, whose rounding the quantised model amplifies (about 1 in a logit).
 
         Raises:
-            InferenceError: the deadline (time.monotonic seconds) passed; the state is then undefined until restored.
+            DeadlineError: the deadline (time.monotonic seconds) passed; the state is then undefined until restored.
         """
         self._deadline = deadline
         for chunk in _chunks(tokens):
@@ -156,7 +156,7 @@ class Engine:
         self._fill(chunk)
         code = self._api.llama_decode(self._context, self._batch)
         if code == _ABORTED or time.monotonic() > self._deadline:
-            raise InferenceError("deadline passed while the prompt was evaluated; ask for less context or more time")
+            raise DeadlineError("deadline passed while the prompt was evaluated; ask for less context or more time")
         if code != 0:
             raise InferenceError(f"llama_decode: got {code}, want 0, after {len(self._tokens)} of {self.n_ctx} tokens")
         self._tokens.extend(chunk)

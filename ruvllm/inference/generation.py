@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ruvllm.errors import InferenceError, InputError, TooLargeError
+from ruvllm.errors import DeadlineError, InputError, TooLargeError
 from ruvllm.inference.engine import Snapshot
 from ruvllm.inference.sampling import pick
 from ruvllm.inference.types import Generation, NestedGeneration, Prompt, Sampling, Segment
@@ -78,7 +78,7 @@ class Generator:
 
         Raises:
             TooLargeError: prompt and max_tokens do not fit the context; nothing was evaluated.
-            InferenceError: the deadline passed.
+            DeadlineError: the deadline passed.
         """
         tokens = self._tokenise(prompt, sampling)
         began = self._clock()
@@ -188,7 +188,7 @@ class Generator:
             if cut is not None:
                 return Answer(_text(raw[:cut]), made, "stop")
             if self._clock() > deadline:
-                raise InferenceError(f"deadline passed after {made} tokens of the answer; ask for fewer or more time")
+                raise DeadlineError(f"deadline passed after {made} tokens of the answer; ask for fewer or more time")
             if made < sampling.max_tokens:
                 self._engine.evaluate([token], deadline)
         return Answer(_text(raw), sampling.max_tokens, "length")

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ruvllm.errors import InferenceError, InputError, OverloadedError, RuvllmError, TooLargeError, WorkerDiedError
+from ruvllm.errors import DeadlineError, InputError, OverloadedError, RuvllmError, TooLargeError, WorkerDiedError
 from ruvllm.inference.framing import FrameError, pack, receive
 from ruvllm.inference.sampling import check_sampling
 from ruvllm.inference.threads import Threads
@@ -126,7 +126,7 @@ class LlamaWorker:
             reply = receive(self._socket)
         except TimeoutError as error:
             self._kill()
-            raise InferenceError(
+            raise DeadlineError(
                 f"model {self.tier.name}: no answer in {timeout:.0f} s; its process was ended"
             ) from error
         except (EOFError, OSError, FrameError) as error:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ruvllm.errors import InferenceError, InputError, ModelFileError, RuvllmError, TooLargeError
+from ruvllm.errors import DeadlineError, InferenceError, InputError, ModelFileError, RuvllmError, TooLargeError
 from ruvllm.inference.types import Generation, NestedGeneration, Prompt, Sampling, Segment
 
 Wire = dict[str, Any]  # what msgpack made of a record; checked by the record's own constructor
-_ERRORS = {kind.__name__: kind for kind in (InferenceError, InputError, ModelFileError, TooLargeError)}
+_ERRORS = {kind.__name__: kind for kind in (DeadlineError, InferenceError, InputError, ModelFileError, TooLargeError)}
 
 
 def segments_to_wire(segments: Sequence[Segment]) -> list[list[object]]:

@@ -64,6 +64,24 @@ def find_cycle(database: Database, cycle_id: str) -> Cycle:
     return Cycle(found[0], found[1], resumed=True)
 
 
+def finished_cycle(database: Database, night: int | None = None) -> Cycle:
+    """The finished cycle of that night, or the last one.
+
+    Raises:
+        LearningError: there is none.
+    """
+    with database.transaction() as connection:
+        found = connection.execute(
+            "SELECT id, night FROM learning.cycles WHERE finished_at IS NOT NULL AND night = coalesce(%s::int, night)"
+            " ORDER BY night DESC LIMIT 1",
+            (night,),
+        ).fetchone()
+    if found is None:
+        which = "no night is finished yet" if night is None else f"night {night}: is not finished, or never was"
+        raise LearningError(f"{which}; run one (ruvllm cycle)")
+    return Cycle(found[0], found[1], resumed=False)
+
+
 def finish_cycle(database: Database, cycle_id: str) -> None:
     with database.transaction() as connection:
         connection.execute(

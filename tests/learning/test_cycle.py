@@ -36,6 +36,16 @@ def test_a_step_that_failed_is_tried_again(database):
     assert cycles.once(database, cycle.id, "train", lambda: {"rows": 9}) == {"rows": 9}
 
 
+def test_the_last_finished_night_is_found_and_an_unfinished_one_is_named(database):
+    cycle = cycles.open_cycle(database)
+    with pytest.raises(LearningError, match="no night is finished"):
+        cycles.finished_cycle(database)
+    cycles.finish_cycle(database, cycle.id)
+    assert cycles.finished_cycle(database).id == cycle.id
+    with pytest.raises(LearningError, match="night 2"):
+        cycles.finished_cycle(database, 2)
+
+
 def test_an_unknown_cycle_is_named(database):
     with pytest.raises(LearningError, match="night-9999"):
         cycles.find_cycle(database, "night-9999")
