@@ -284,11 +284,15 @@ def _postgres_status(settings: Settings) -> ServiceStatus:
 
 @contextmanager
 def _until_signal() -> Iterator[None]:
-    """Ends the block, and is no error, on SIGINT or SIGTERM."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Ends the block, and is no error, on SIGINT or SIGTERM.
+
+    SIGINT too: a shell starts its background jobs with that signal ignored, and Python then leaves it so.
+    """
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except KeyboardInterrupt:
         return
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

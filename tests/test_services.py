@@ -266,7 +266,7 @@ def test_a_real_prefect_server_on_our_postgres(prefect_api: str) -> None:
     assert httpx.get(f"{prefect_api}/health").json() is True
     flow = httpx.post(f"{prefect_api}/flows/", json={"name": "probe"})
     assert flow.status_code == 201
-    assert httpx.post(f"{prefect_api}/flows/filter", json={}).json()[0]["name"] == "probe"
+    assert "probe" in {flow["name"] for flow in httpx.post(f"{prefect_api}/flows/filter", json={}).json()}
 
 
 def test_the_default_ports_are_the_usual_ones() -> None:
