@@ -33,11 +33,25 @@ class Urls:
 
 def ports(settings: Settings) -> Ports:
     """Settings win over what is kept; what is neither is chosen now and kept in `run_dir/ports.json`."""
+    return Ports(**{**_chosen(settings), **_set(settings)})
+
+
+def leave_taken_port(settings: Settings, name: str) -> None:
+    """Choose another port for the service `name`, which does not run, where somebody took the one that was chosen.
+
+    Two checkouts that chose while the other was down would clash for ever. A port that a setting names stays.
+    """
+    if name not in _set(settings) and not port_is_free(getattr(ports(settings), name)):
+        _chosen(settings, anew=name)
+
+
+def _chosen(settings: Settings, anew: str = "") -> dict[str, int]:
+    """The ports that are kept, completed, all but the one to choose `anew`."""
     kept_in = settings.run_dir / "ports.json"
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     with lock(settings.run_dir / "ports.lock", 10.0):
         kept: dict[str, int] = json.loads(kept_in.read_text()) if kept_in.exists() else {}
-        chosen = dict(kept)
+        chosen = {name: port for name, port in kept.items() if name != anew}
         for name, default in asdict(Ports()).items():
             if name not in chosen:
                 chosen[name] = _choose(default, set(chosen.values()))
@@ -45,7 +59,7 @@ def ports(settings: Settings) -> Ports:
             partial = kept_in.with_suffix(".partial")
             partial.write_text(json.dumps(chosen))
             partial.replace(kept_in)
-    return Ports(**{**chosen, **_set(settings)})
+    return chosen
 
 
 def urls(settings: Settings) -> Urls:

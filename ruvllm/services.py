@@ -17,7 +17,7 @@ from ruvllm import process
 from ruvllm.database import database_url
 from ruvllm.database.dsn import shown, sqlalchemy_url
 from ruvllm.database.embedded import EmbeddedPostgres
-from ruvllm.ports import Ports, Urls, has_remote_mlflow, ports, urls
+from ruvllm.ports import Ports, Urls, has_remote_mlflow, leave_taken_port, ports, urls
 from ruvllm.process import Service
 from ruvllm.progress import Progress, silent
 from ruvllm.settings import PROJECT_ROOT, Settings, to_environment
@@ -94,6 +94,8 @@ def start_service(settings: Settings, name: str) -> None:
     if name == "postgres":
         database_url(settings)
     elif not (name == "mlflow" and has_remote_mlflow(settings)):
+        if not is_running(settings, name):
+            leave_taken_port(settings, name)
         process.start(_SERVICES[name](settings))
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from ruvllm import process, services
 from ruvllm.errors import ProcessError
-from ruvllm.ports import Ports
+from ruvllm.ports import Ports, leave_taken_port, ports
 from ruvllm.process import Service
 from ruvllm.settings import PROJECT_ROOT, Settings, load_settings, to_environment
 
@@ -271,3 +271,15 @@ def test_a_real_prefect_server_on_our_postgres(prefect_api: str) -> None:
 
 def test_the_default_ports_are_the_usual_ones() -> None:
     assert (Ports().gateway, Ports().prefect, Ports().mlflow) == (8080, 4200, 5000)
+
+
+def test_a_chosen_port_that_somebody_took_meanwhile_is_left_and_a_set_one_is_not(settings: Settings) -> None:
+    chosen = ports(settings).prefect
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", chosen))
+        other.listen()
+        leave_taken_port(settings, "prefect")
+        assert ports(settings).prefect != chosen
+        leave_taken_port(replace(settings, prefect_port=chosen), "prefect")
+        assert ports(replace(settings, prefect_port=chosen)).prefect == chosen
