@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +12,8 @@ from rich.text import Text
 from ruvllm import __version__, cli_models, cli_registry
 from ruvllm.console import Bars, console, errors, table
 from ruvllm.progress import reporting
-from ruvllm.settings import Settings, load_settings
-from ruvllm.verbs import Json, plainly, say
+from ruvllm.settings import Settings
+from ruvllm.verbs import Json, plainly, say, settings_here
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,18 +33,6 @@ app.add_typer(cli_registry.app, name="registry")
 Gemma = Annotated[bool, typer.Option("--accept-gemma-terms", help="Accept the Gemma Terms of Use for Gemma 3 270M.")]
 
 
-def _settings(accept_gemma_terms: bool = False) -> Settings:
-    """The environment's settings. Accepted terms stay accepted for this state directory, with the day they were."""
-    settings = load_settings()
-    accepted = settings.state_dir / "gemma-terms-accepted"
-    if accept_gemma_terms and not accepted.is_file():
-        settings.state_dir.mkdir(parents=True, exist_ok=True)
-        accepted.write_text(f"{datetime.now(UTC).isoformat()}\n")
-    if accept_gemma_terms or accepted.is_file():
-        os.environ["RUVLLM_ACCEPT_GEMMA_TERMS"] = "true"  # flows and child processes read the environment
-    return load_settings()
-
-
 @app.command()
 @plainly
 def version(as_json: Json = False) -> None:
@@ -60,7 +46,7 @@ def doctor(as_json: Json = False) -> None:
     """Check every dependency; say what is wrong and how to mend it. Exits with 1 if anything is."""
     from ruvllm.doctor import run_checks
 
-    checks = run_checks(_settings())
+    checks = run_checks(settings_here())
     rows = [
         ["ok" if c.ok else Text("wrong", style="red"), c.name, c.detail if c.ok else f"{c.detail}\n→ {c.mend}"]
         for c in checks
@@ -90,7 +76,7 @@ def cycle(
     from ruvllm.nightshift import run_night
     from ruvllm.summary import show_night
 
-    settings = _settings(accept_gemma_terms)
+    settings = settings_here(accept_gemma_terms)
     with Bars() as bars, reporting(bars):
         result = run_night(settings, questions, budget, approve_as)
     say(as_json, result, lambda: show_night(settings, result))
@@ -107,7 +93,7 @@ def report(
     from ruvllm.night import results
     from ruvllm.summary import show_night
 
-    settings = _settings()
+    settings = settings_here()
     result = results(settings, night)
     if markdown:
         print(result["steps"]["evaluate"]["table"])
@@ -129,7 +115,7 @@ def ask(
     from ruvllm.summary import answer_dict, show_answer
     from ruvllm.workplace import open_workplace
 
-    settings = _settings(accept_gemma_terms)
+    settings = settings_here(accept_gemma_terms)
     with open_workplace(settings) as place, place.answerer(place.champion()) as answerer:
         answer = answerer.answer(Ask(question, forced_tier=tier, forced_bin=context))
         answerer.settle_outbox()
@@ -142,7 +128,7 @@ def serve(accept_gemma_terms: Gemma = False) -> None:
     """Serve the promoted router over an OpenAI-compatible API until stopped: POST /v1/chat/completions."""
     from ruvllm.serving.__main__ import main
 
-    main(_settings(accept_gemma_terms))
+    main(settings_here(accept_gemma_terms))
 
 
 @app.command()
@@ -154,7 +140,7 @@ def up(
     """Start Postgres, the Prefect server, the MLflow server, the flows and the gateway, and keep them running."""
     from ruvllm import services
 
-    settings = _settings(accept_gemma_terms)
+    settings = settings_here(accept_gemma_terms)
     with Bars() as bars:
         services.up(settings, bars.stage("Starting services"), foreground=foreground)
     _show_services(settings, as_json=False)
@@ -167,14 +153,14 @@ def down() -> None:
     from ruvllm import services
 
     with Bars() as bars:
-        services.down(_settings(), bars.stage("Stopping services"))
+        services.down(settings_here(), bars.stage("Stopping services"))
 
 
 @app.command()
 @plainly
 def status(as_json: Json = False) -> None:
     """What runs, where, and where its log is."""
-    _show_services(_settings(), as_json)
+    _show_services(settings_here(), as_json)
 
 
 def _show_services(settings: Settings, as_json: bool) -> None:
@@ -204,7 +190,7 @@ def ingest(
     from ruvllm.memory.ingest import ingest_paths
     from ruvllm.workplace import open_workplace
 
-    with open_workplace(_settings()) as place, Bars() as bars:
+    with open_workplace(settings_here()) as place, Bars() as bars:
         report = ingest_paths(place.memory, paths, bars.stage("Ingesting"))
     say(
         as_json,
@@ -223,13 +209,13 @@ def ingest(
 @plainly
 def memory_search(
     query: Annotated[str, typer.Argument(help="What to look for.")],
-    k: Annotated[int, typer.Option(help="How many nodes.", min=1, max=64)] = 5,
+    k: Annotated[int, typer.Option("--k", "-k", help="How many nodes.", min=1, max=64)] = 5,
     as_json: Json = False,
 ) -> None:
     """The nodes of memory that are nearest in meaning."""
     from ruvllm.workplace import open_workplace
 
-    with open_workplace(_settings()) as place:
+    with open_workplace(settings_here()) as place:
         hits = place.memory.search_text(query, k)
     rows = [[h.similarity, h.node.kind, h.node.source, h.node.text] for h in hits]
     say(
@@ -246,7 +232,7 @@ def memory_stats(as_json: Json = False) -> None:
     """How many nodes and edges memory holds."""
     from ruvllm.workplace import open_workplace
 
-    with open_workplace(_settings()) as place:
+    with open_workplace(settings_here()) as place:
         counts = place.memory.counts()
     say(as_json, counts, lambda: console.print(table("Memory", ["what", "count"], [[k, v] for k, v in counts.items()])))
 
@@ -257,4 +243,4 @@ def db_psql(context: typer.Context) -> None:
     """Query the database with SQL: psql of the embedded server; everything behind it goes to psql (-c "SELECT …")."""
     from ruvllm.database.shell import run_psql
 
-    raise typer.Exit(run_psql(_settings(), context.args))
+    raise typer.Exit(run_psql(settings_here(), context.args))

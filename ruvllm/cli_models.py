@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from ruvllm.console import Bars, console, table
-from ruvllm.settings import load_settings
-from ruvllm.verbs import Json, plainly, say
+from ruvllm.verbs import Json, plainly, say, settings_here
 
 app = typer.Typer(no_args_is_help=True, help="Model files of the tiers: list, pull, verify, remove.")
 Names = Annotated[list[str], typer.Argument(help="Tiers by name, for example 350m or lfm2-350m.")]
@@ -20,7 +19,7 @@ def list_models(as_json: Json = False) -> None:
     """Every tier of every ladder, which files are there, and which ladder is in use and why."""
     from ruvllm.inference.tiers import active_ladder, load_catalogue, present
 
-    settings = load_settings()
+    settings = settings_here()
     ladder = active_ladder(settings)
     tiers = [
         t for found in load_catalogue().values() for t in found if t.packages or t.quantisation == settings.quantisation
@@ -44,7 +43,7 @@ def pull(names: Names) -> None:
     from ruvllm.inference.hub import pull as pull_file
     from ruvllm.inference.tiers import find_tier
 
-    settings = load_settings()
+    settings = settings_here()
     with Bars() as bars:
         for name in names:
             tier = find_tier(name, settings)
@@ -59,7 +58,7 @@ def verify(names: Names) -> None:
     from ruvllm.inference.files import verify as verify_file
     from ruvllm.inference.tiers import find_tier
 
-    settings = load_settings()
+    settings = settings_here()
     with Bars() as bars:
         for name in names:
             tier = find_tier(name, settings)
@@ -74,7 +73,7 @@ def remove(names: Names) -> None:
     from ruvllm.inference.files import remove as remove_file
     from ruvllm.inference.tiers import find_tier
 
-    settings = load_settings()
+    settings = settings_here()
     for name in names:
         tier = find_tier(name, settings)
         console.print(f"{tier.name}: {remove_file(tier, settings) / 2**20:.0f} MiB removed")

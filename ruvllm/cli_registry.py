@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from ruvllm.console import console, table
-from ruvllm.settings import Settings, load_settings
-from ruvllm.verbs import Json, plainly, say
+from ruvllm.settings import Settings
+from ruvllm.verbs import Json, plainly, say, settings_here
 
 app = typer.Typer(no_args_is_help=True, help="Candidates and the champion: status, approve, promote, roll back.")
 Version = Annotated[str, typer.Argument(help="The version's number in MLflow.")]
@@ -22,7 +22,7 @@ def status(as_json: Json = False) -> None:
     """The champion, and every version with its review state."""
     from ruvllm.registry.overview import versions
 
-    found = versions(settings := load_settings(), _database(settings))
+    found = versions(settings := settings_here(), _database(settings))
     rows = [
         [v.version, "champion" if v.champion else "", v.review, v.reviewed_by, v.cycle_id, v.created] for v in found
     ]
@@ -43,7 +43,7 @@ def approve(version: Version, by: By, reason: Reason = "") -> None:
     """Approve a candidate; it becomes champion when its gates pass again (registry promote, or within five minutes)."""
     from ruvllm.registry import promotion
 
-    promotion.approve(load_settings(), version, by, reason)
+    promotion.approve(settings_here(), version, by, reason)
     console.print(f"version {version} approved by {by}")
 
 
@@ -53,7 +53,7 @@ def reject(version: Version, by: By, reason: Reason = "") -> None:
     """Reject a candidate; the champion stays."""
     from ruvllm.registry import promotion
 
-    promotion.reject(load_settings(), version, by, reason)
+    promotion.reject(settings_here(), version, by, reason)
     console.print(f"version {version} rejected by {by}")
 
 
@@ -63,7 +63,7 @@ def promote(version: Version) -> None:
     """Promote an approved candidate: gates again, then the ledger, then MLflow's alias."""
     from ruvllm.registry import promotion
 
-    settings = load_settings()
+    settings = settings_here()
     row = promotion.promote(settings, _database(settings), version)
     console.print(
         f"version {row.version} is champion (before: {row.previous or 'none'}), approved by {row.approved_by}"
@@ -76,7 +76,7 @@ def rollback(by: By, reason: Reason = "") -> None:
     """Make the champion before this one champion again; a running gateway follows within seconds."""
     from ruvllm.registry import promotion
 
-    settings = load_settings()
+    settings = settings_here()
     row = promotion.rollback(settings, _database(settings), by, reason)
     console.print(f"version {row.version} is champion again (before: {row.previous})")
 
@@ -87,7 +87,7 @@ def history(as_json: Json = False) -> None:
     """Every change of champion: who, when, why."""
     from ruvllm.registry import ledger
 
-    with _database(load_settings()).transaction() as connection:
+    with _database(settings_here()).transaction() as connection:
         found = ledger.history(connection)
     columns = ["when", "what", "version", "before", "by", "why"]
     rows: list[list[Any]] = [

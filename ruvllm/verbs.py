@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -12,6 +14,7 @@ from rich.text import Text
 
 from ruvllm.console import errors
 from ruvllm.errors import RuvllmError
+from ruvllm.settings import Settings, load_settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,3 +44,15 @@ def say(as_json: bool, value: Any, shown: Callable[[], None]) -> None:
         print(json.dumps(value, default=str))
     else:
         shown()
+
+
+def settings_here(accept_gemma_terms: bool = False) -> Settings:
+    """The environment's settings. Accepted terms stay accepted for this state directory, with the day they were."""
+    settings = load_settings()
+    accepted = settings.state_dir / "gemma-terms-accepted"
+    if accept_gemma_terms and not accepted.is_file():
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+        accepted.write_text(f"{datetime.now(UTC).isoformat()}\n")
+    if accept_gemma_terms or accepted.is_file():
+        os.environ["RUVLLM_ACCEPT_GEMMA_TERMS"] = "true"  # flows and child processes read the environment
+    return load_settings()

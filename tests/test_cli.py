@@ -63,12 +63,12 @@ def test_an_unknown_tier_is_named_with_the_choices(run):
 def test_terms_that_were_accepted_once_stay_accepted_for_this_state(tmp_path, monkeypatch):
     import os
 
-    from ruvllm.cli import _settings
+    from ruvllm.verbs import settings_here
 
     monkeypatch.setenv("RUVLLM_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("RUVLLM_ACCEPT_GEMMA_TERMS", "")
-    assert not _settings().accept_gemma_terms
-    assert _settings(accept_gemma_terms=True).accept_gemma_terms
+    assert not settings_here().accept_gemma_terms
+    assert settings_here(accept_gemma_terms=True).accept_gemma_terms
     monkeypatch.setenv("RUVLLM_ACCEPT_GEMMA_TERMS", "")
-    assert _settings().accept_gemma_terms
+    assert settings_here().accept_gemma_terms
     assert os.environ["RUVLLM_ACCEPT_GEMMA_TERMS"] == "true"
