@@ -1,7 +1,6 @@
 """Features: bounds for any input, signals that move with what they name, and errors that name the field."""
 
 import math
-import time
 from dataclasses import fields, replace
 from datetime import datetime
 
@@ -232,13 +231,3 @@ def test_system_stats() -> None:
     assert features[LAYOUT["historical_accuracy"]].tolist() == [0.5] * 16
     assert features[LAYOUT["hour_sine"]] == pytest.approx(1)  # six o'clock
     assert features[LAYOUT["hour_cosine"]] == pytest.approx(0, abs=1e-6)
-
-
-def test_a_long_question_stays_under_a_millisecond() -> None:
-    given = example("what is the largest city of the world? " * 500, k=10)
-    times = []
-    for _ in range(50):
-        started = time.perf_counter()
-        extract(given)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 1e-3  # the best of 50: the machine is shared
