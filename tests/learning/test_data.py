@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from ruvllm.errors import LearningError
-from ruvllm.learning import snapshot as written
-from ruvllm.learning.data import features_for, fit_feature_transforms, load_snapshot
+from ruvllm.learning.data import digest, features_for, fit_feature_transforms, load_snapshot
 from ruvllm.learning.fake import fake_arrays, second_night, write_fake_snapshot
 from ruvllm.learning.sessions import sessions_of, unrolled
 from ruvllm.learning.targets import best_fixed, degenerate, make_targets
@@ -24,7 +23,7 @@ def test_a_snapshot_is_read_as_it_was_written(arrays, tmp_path: Path):
     snapshot = write_fake_snapshot(tmp_path / "s.npz", arrays)
     assert (len(snapshot.train), len(snapshot.test)) == (24, 9)
     assert snapshot.places.sum() == 6
-    assert snapshot.digest == written._digest(arrays)  # what the collector stores is what a bundle's manifest names
+    assert snapshot.digest == digest(arrays)  # what the collector stores is what a bundle's manifest names
 
 
 def broken(name, arrays):
