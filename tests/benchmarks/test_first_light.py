@@ -103,12 +103,15 @@ def test_retrieval(place: Workplace, rows) -> None:
     )
 
 
-def test_features(place: Workplace, rows) -> None:
-    ask = Ask(questions()[0].text)
+@pytest.mark.parametrize(
+    ("what", "text"), [("a question", questions()[0].text), ("18,500 characters", "what is the largest city? " * 711)]
+)
+def test_features(place: Workplace, rows, what: str, text: str) -> None:
+    ask = Ask(text)
     vector = place.perception.vector(ask)
     hits, runtime = place.perception.search(vector), place.champion()
     times = _times(lambda i: place.perception.features(ask, vector, hits, runtime), 1_000)
-    rows.append(("128 features of a question", _quantiles(times, 1e3, "ms"), "-", 1_000))
+    rows.append((f"128 features of {what}", _quantiles(times, 1e3, "ms"), "-", 1_000))
 
 
 def test_gateway_overhead_and_size(settings: Settings, rows) -> None:
