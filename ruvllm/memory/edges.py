@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from psycopg import Connection
 
-Edge = tuple[int, int, str, float]  # src, dst, relation, weight
+from ruvllm.memory.records import Edge, Walk
+
+__all__ = ["Edge", "Walk", "link", "move", "neighbours"]
+
 _FAN = 32  # edges followed from a node in each direction, the heaviest first: a hub does not drown the rest
 
 _LINK = """
@@ -67,15 +69,6 @@ _MOVE = (
     """,
     "DELETE FROM memory.edges WHERE src = %(from)s OR dst = %(from)s",
 )
-
-
-@dataclass(frozen=True)
-class Walk:
-    """How far to go from the seeds, how many edges to hand back, and whose untrusted nodes may be passed."""
-
-    hops: int = 2
-    limit: int = 256
-    reader: str = ""
 
 
 def link(connection: Connection, edges: Sequence[Edge], created_by: str) -> int:

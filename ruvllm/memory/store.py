@@ -118,7 +118,7 @@ class Memory:
     def neighbours(self, ids: Sequence[int], hops: int = 2, limit: int = 256, reader: str = "") -> list[edges.Edge]:
         """Edges (src, dst, rel, weight) within `hops` of `ids` through live nodes, at most `limit`, nearest first."""
         with self.database.transaction() as connection:
-            return edges.neighbours(connection, ids, edges.Walk(hops, limit, reader))
+            return edges.neighbours(connection, ids, edges.Walk(hops=hops, limit=limit, reader=reader))
 
     def counts(self) -> dict[str, int]:
         """Live nodes in all ("nodes") and by kind, archived nodes, edges."""
