@@ -20,7 +20,7 @@ compile() { # compile OUTPUT INPUT… [OPTION…]
         --no-emit-index-url --custom-compile-command "make lock" ${UPGRADE:-} "$@" --output-file "requirements/$output"
 }
 
-compile lock.txt pyproject.toml requirements/lock.in --extra dev --extra demo --excludes requirements/unlocked.txt
+compile lock.txt pyproject.toml requirements/lock.in --extra dev --extra demo --extra ha --excludes requirements/unlocked.txt
 compile build.txt requirements/build.in
 compile llama.txt requirements/llama.in --no-deps
 compile vllm.txt requirements/vllm.in --excludes requirements/vllm-unlocked.txt

