@@ -9,7 +9,10 @@
     │   ├── ModelFileError     a GGUF or ONNX file
     │   └── BundleError        a router bundle
     ├── DatabaseError          Postgres cannot be started, reached or used
-    │   └── EncoderMismatchError  memory holds vectors of another encoder
+    │   ├── ContractError      the catalogue is not what searches rely on
+    │   ├── EncoderMismatchError  memory holds vectors of another encoder
+    │   ├── ReplicaUnavailable    the replica cannot answer now; Postgres can
+    │   └── ShardPlanError     a search over shards would not be done by the shards
     ├── InferenceError         a model could not answer
     │   ├── WorkerDiedError    its process ended
     │   ├── OverloadedError    no slot was free in time (HTTP 503)
@@ -59,8 +62,20 @@ class DatabaseError(RuvllmError):
     """Postgres cannot be started, reached or used."""
 
 
+class ContractError(DatabaseError):
+    """The catalogue is not what searches rely on: they would be slow or leave rows out, and say nothing."""
+
+
 class EncoderMismatchError(DatabaseError):
     """Memory holds vectors of another encoder than the one in use."""
+
+
+class ReplicaUnavailable(DatabaseError):
+    """The replica of memory cannot answer now: cold, stale, over its budget or closed. Ask Postgres."""
+
+
+class ShardPlanError(DatabaseError):
+    """A search over shards would fetch whole shards instead of their nearest nodes."""
 
 
 class InferenceError(RuvllmError):
