@@ -19,10 +19,13 @@ def database_url(settings: Settings) -> str:
 def open_database(settings: Settings) -> Database:
     """A migrated database. On the first migration the encoder of the settings becomes the one of this memory.
 
+    An embedded server that dies later is started again by the next transaction.
+
     Raises:
         DatabaseError: Postgres cannot be started, reached or migrated.
     """
-    dsn = database_url(settings)
+    server = None if settings.database_url else EmbeddedPostgres(settings)
+    dsn = server.ensure() if server else check_dsn(settings.database_url)
     found = schema(dsn)
     if found is None:
         from ruvllm.embedding import open_embedder  # loads the encoder; only an empty database has to ask
@@ -31,4 +34,4 @@ def open_database(settings: Settings) -> Database:
         upgrade(dsn, embedder.id, embedder.dimension)
     elif found.revision != head():
         upgrade(dsn, found.encoder_id, found.dimension)
-    return Database(dsn, settings.tenant)
+    return Database(dsn, settings.tenant, revive=server.revive if server else None)

@@ -42,8 +42,19 @@ _SETTINGS = {
     "shared_buffers": "256MB",
     "max_connections": "100",
     "synchronous_commit": "on",
-    "jit": "off",
+    "jit": "off",  # it compiles for longer than a search takes
+    # An index is read at random; on any disk of today that costs hardly more than in order.
+    "random_page_cost": "1.1",
+    # For one session at a time that builds an index; a rebuild of HNSW asks for what its size needs (memory/bands.py).
+    "maintenance_work_mem": "256MB",
+    "autovacuum_work_mem": "64MB",  # three workers would take the above each
+    "max_parallel_maintenance_workers": str(max(0, min(4, (os.cpu_count() or 1) - 1))),  # one core stays for answers
+    # HNSW writes pages at random, and the first change of each after a checkpoint puts the whole page into the log: it
+    # is compressed there. The log stays short enough to be replayed in seconds: so long a killed server is away.
+    "wal_compression": "on",
     "max_wal_size": "1GB",
+    # One forgotten in a transaction holds up vacuum, and every replica of memory with it.
+    "idle_in_transaction_session_timeout": "15min",
     "log_line_prefix": "%m [%p] %d ",
     "password_encryption": "scram-sha-256",
 }
@@ -102,6 +113,23 @@ class EmbeddedPostgres:
                 self._start()
             return self._create_database(_OWNER, ())
 
+    def revive(self) -> bool:
+        """Start the server again where it died, or wait for one that is recovering; whether it came back meanwhile.
+
+        One that was stopped stays so, and one that runs and refuses a connection has another reason.
+
+        Raises:
+            DatabaseError: it died and cannot be started.
+        """
+        if not self._cluster.died():
+            return False
+        with self._lock():
+            if not self._cluster.died():  # it was stopped, or another process brought it back
+                return self._cluster.postmaster() is not None
+            if not self._answers():
+                self._start()
+            return True
+
     def create_database(self, name: str, extensions: tuple[str, ...] = ()) -> str:
         """The DSN of database `name`, made with `extensions` where it is not there; the server must run."""
         with self._lock():
@@ -112,6 +140,7 @@ class EmbeddedPostgres:
         if self._state.exists():
             with self._lock():
                 self._cluster.stop(timeout_s)
+                self._cluster.forget_dead()
                 shutil.rmtree(self._socket_dir, ignore_errors=True)
 
     def status(self) -> EmbeddedStatus:

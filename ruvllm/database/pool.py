@@ -2,32 +2,44 @@
 
 A small pool of our own rather than psycopg_pool's: there a dead server costs every caller the whole time-out and the
 pool's back-off delays the recovery; here a caller connects by itself, so that a refused connection is an error at once
-and a server that is back is used at once.
+and a server that is back is used at once. Where `revive` is given, a refused connection calls it: an embedded server
+that was killed comes back by its clients' next wish (ruvllm/database/revival.py).
 """
 
 from __future__ import annotations
 
 import os
+import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import psycopg
 from pgvector.psycopg import register_vector
 from psycopg.pq import TransactionStatus
 
 from ruvllm.database.dsn import check_dsn, shown
+from ruvllm.database.revival import Revival
 from ruvllm.errors import DatabaseError
 
 _CONNECT_TIMEOUT_S = 5
 _WAIT_S = 30.0
+_CROSSED = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)  # another one's turn, then ours
+_T = TypeVar("_T")
 
 
 class Database:
     """At most `max_size` connections, made when they are needed and kept; safe among threads."""
 
-    def __init__(self, dsn: str, tenant: str = "default", max_size: int = 16) -> None:
+    def __init__(
+        self, dsn: str, tenant: str = "default", max_size: int = 16, revive: Callable[[], bool] | None = None
+    ) -> None:
+        """`revive` starts the server again where it died, and gives False where it did not (see Revival)."""
         self._dsn = check_dsn(dsn)
+        self._revive = revive
+        self._revival = Revival(revive) if revive else None
         self.tenant = tenant
         self._size = max_size
         self._slots = threading.BoundedSemaphore(max_size)
@@ -54,6 +66,43 @@ class Database:
                     yield connection
             except psycopg.OperationalError as error:
                 raise self._error(error) from error
+
+    def run(self, work: Callable[[psycopg.Connection], _T], tenant: str | None = None, attempts: int = 5) -> _T:
+        """What `work` gives for a transaction; where Postgres ended that for a deadlock, all of it again in a new one.
+
+        So `work` may have no effect but on its connection.
+
+        Raises:
+            DatabaseError: as `transaction`, or `attempts` transactions in a row were ended.
+        """
+        for attempt in range(attempts - 1):
+            try:
+                with self.transaction(tenant) as connection:
+                    return work(connection)
+            except DatabaseError as error:
+                if not isinstance(error.__cause__, _CROSSED):
+                    raise
+                time.sleep(random.uniform(0.0, 0.02 * 2**attempt))  # the two do not meet again in step
+        with self.transaction(tenant) as connection:
+            return work(connection)
+
+    @contextmanager
+    def owner(self) -> Iterator[psycopg.Connection]:
+        """An autocommit connection as the DSN's own user, for what only the owner may: DDL, REINDEX, VACUUM.
+
+        It is made for the call and closed after it. No rows are read or written by it: no tenant is set.
+
+        Raises:
+            DatabaseError: Postgres is out of reach, or the DSN's user does not own memory's tables.
+        """
+        connection = self._reach()
+        try:
+            self._check_owner(connection)
+            yield connection
+        except psycopg.OperationalError as error:
+            raise self._error(error) from error
+        finally:
+            connection.close()
 
     def ping(self) -> None:
         """Raises DatabaseError where Postgres does not answer."""
@@ -97,17 +146,40 @@ class Database:
             except psycopg.OperationalError:
                 connection.close()
 
-    def _connect(self) -> psycopg.Connection:
+    def _reach(self) -> psycopg.Connection:
+        """A new connection, to a server that was brought back where that was needed and can be done."""
         try:
-            connection = psycopg.connect(
-                self._dsn,
-                autocommit=True,  # transaction() says BEGIN and COMMIT itself
-                connect_timeout=_CONNECT_TIMEOUT_S,
-                application_name="ruvllm",
-                tcp_user_timeout=10_000,  # ms: a host that vanished is noticed
-            )
+            return self._open()
+        except psycopg.OperationalError as error:
+            if self._revival is None or not self._revival():
+                raise self._error(error) from error
+        try:
+            return self._open()
         except psycopg.OperationalError as error:
             raise self._error(error) from error
+
+    def _open(self) -> psycopg.Connection:
+        return psycopg.connect(
+            self._dsn,
+            autocommit=True,  # transaction() says BEGIN and COMMIT itself
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            application_name="ruvllm",
+            tcp_user_timeout=10_000,  # ms: a host that vanished is noticed
+        )
+
+    def _check_owner(self, connection: psycopg.Connection) -> None:
+        query = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass('memory.nodes')"
+        row = connection.execute(query).fetchone()
+        if row is None:
+            raise DatabaseError(f'{self} is not ready for RuvLLM: it has no memory.nodes; run "ruvllm doctor"')
+        if not row[0]:
+            raise DatabaseError(
+                f"{self}: user {connection.info.user} does not own memory's tables, and their indexes are the owner's"
+                " to rebuild; use the DATABASE_URL of the user that migrated them"
+            )
+
+    def _connect(self) -> psycopg.Connection:
+        connection = self._reach()
         try:
             register_vector(connection)
             connection.execute("SET ROLE ruvllm_app")
@@ -130,6 +202,7 @@ class Database:
         if self._pid != os.getpid():
             self._pid, self._idle = os.getpid(), []
             self._slots = threading.BoundedSemaphore(self._size)
+            self._revival = Revival(self._revive) if self._revive else None  # its lock may have been held
 
     def _error(self, error: psycopg.OperationalError) -> DatabaseError:
         return DatabaseError(f'{self}: {str(error).strip()}; run "ruvllm doctor"')

@@ -16,6 +16,7 @@ import psutil
 from ruvllm.process import send, wait_gone
 
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied)
+_STATUS = 7  # the line of a pid file that says what the server is at, as pg_ctl reads it
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class Cluster:
         except (FileNotFoundError, ValueError, *_GONE):
             return None
         return process if self._is_postmaster(process) else None
+
+    def died(self) -> bool:
+        """Whether the server was killed, or recovers from that just now; one that was stopped took its pid file."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return self.postmaster() is None or [line.strip() for line in lines[_STATUS:]] == ["starting"]
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of this cluster, orphans of a killed postmaster among them."""

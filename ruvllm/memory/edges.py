@@ -1,69 +1,56 @@
-"""Edges between nodes: link, move, walk. Knows nothing of texts or vectors."""
+"""Edges between nodes: link, move, walk. Knows nothing of texts or vectors.
+
+Of one node many transactions may write edges at once: its packed row (memory.adjacency) is locked by each until it
+ends. A single statement locks in the order of ids; `move`, which is several, locks everything first. A transaction that
+links and moves more than once can still meet another one crosswise: Database.run does it again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 from psycopg import Connection
 
-from ruvllm.memory.records import Edge, Walk
+from ruvllm.memory.records import MAX_NODES, RELATIONS, Edge, Neighbourhood, Walk
 
-__all__ = ["Edge", "Walk", "link", "move", "neighbours"]
+__all__ = ["Edge", "Walk", "link", "move", "neighbours", "walk"]
 
-_FAN = 32  # edges followed from a node in each direction, the heaviest first: a hub does not drown the rest
-
+# In order: of two writers of the same edges in different orders, neither waits for the other crosswise.
 _LINK = """
     INSERT INTO memory.edges (tenant, src, dst, rel, weight, created_by)
     SELECT current_setting('app.tenant'), e.src, e.dst, e.rel, e.weight, %(created_by)s
     FROM unnest(%(src)s::bigint[], %(dst)s::bigint[], %(rel)s::text[], %(weight)s::real[]) AS e (src, dst, rel, weight)
     WHERE (SELECT true FROM memory.nodes WHERE id = e.src) AND (SELECT true FROM memory.nodes WHERE id = e.dst)
+    ORDER BY e.src, e.dst, e.rel
     ON CONFLICT (src, dst, rel) DO NOTHING
 """
 
-# Nodes are walked, not edges: in a dense neighbourhood a node is reached by many edges but gone out from once.
-# Whether a node may be passed is a scalar subquery: as a join, and without statistics, the planner walks once a node.
 _WALK = """
-    WITH RECURSIVE reached (node, hop) AS (
-        SELECT seed, 0 FROM unnest(%(ids)s::bigint[]) AS seed
-        UNION
-        SELECT e.node, reached.hop + 1 FROM reached CROSS JOIN LATERAL (
-            (SELECT dst AS node FROM memory.edges WHERE src = reached.node ORDER BY weight DESC, id LIMIT %(fan)s)
-            UNION
-            (SELECT src AS node FROM memory.edges WHERE dst = reached.node ORDER BY weight DESC, id LIMIT %(fan)s)
-        ) AS e
-        WHERE reached.hop < %(hops)s - 1 AND (
-            SELECT n.archived_at IS NULL AND (n.trust <> 'untrusted' OR EXISTS (
-                SELECT FROM memory.node_texts t WHERE t.node = n.id AND t.writer = %(reader)s))
-            FROM memory.nodes n WHERE n.id = e.node)
-    ), start AS (
-        SELECT node, min(hop) AS hop FROM reached GROUP BY node
-    )
-    SELECT e.src, e.dst, e.rel, e.weight FROM start CROSS JOIN LATERAL (
-        (SELECT src, dst, rel, weight, dst AS node FROM memory.edges WHERE src = start.node
-         ORDER BY weight DESC, id LIMIT %(fan)s)
-        UNION ALL
-        (SELECT src, dst, rel, weight, src AS node FROM memory.edges WHERE dst = start.node
-         ORDER BY weight DESC, id LIMIT %(fan)s)
-    ) AS e
-    WHERE %(hops)s > 0 AND (
-        SELECT n.archived_at IS NULL AND (n.trust <> 'untrusted' OR EXISTS (
-            SELECT FROM memory.node_texts t WHERE t.node = n.id AND t.writer = %(reader)s))
-        FROM memory.nodes n WHERE n.id = e.node)
-    GROUP BY e.src, e.dst, e.rel, e.weight ORDER BY min(start.hop), e.weight DESC, e.src, e.dst, e.rel LIMIT %(limit)s
+    SELECT ids, at_hops, scores, srcs, dsts, codes, weights
+    FROM memory.walk(%(seeds)s::bigint[], %(hops)s::int, %(fan)s::int, %(frontier)s::int, %(limit)s::int,
+                     %(codes)s::smallint[], %(reader)s::text)
 """
 
 _MOVE = (
     """
+    SELECT memory.lock_adjacency(array_agg(ends.node)) FROM (
+        SELECT unnest(ARRAY[%(from)s, %(to)s]::bigint[]) UNION
+        SELECT dst FROM memory.edges WHERE src = %(from)s UNION SELECT src FROM memory.edges WHERE dst = %(from)s
+    ) AS ends (node)
+    """,
+    """
     INSERT INTO memory.edges AS e (tenant, src, dst, rel, weight, confidence, created_by, created_at, uses)
     SELECT tenant, %(to)s, dst, rel, weight, confidence, created_by, created_at, uses
-    FROM memory.edges WHERE src = %(from)s AND dst <> %(to)s
+    FROM memory.edges WHERE src = %(from)s AND dst <> %(to)s ORDER BY dst, rel
     ON CONFLICT (src, dst, rel) DO UPDATE
     SET weight = greatest(e.weight, excluded.weight), uses = e.uses + excluded.uses
     """,
     """
     INSERT INTO memory.edges AS e (tenant, src, dst, rel, weight, confidence, created_by, created_at, uses)
     SELECT tenant, src, %(to)s, rel, weight, confidence, created_by, created_at, uses
-    FROM memory.edges WHERE dst = %(from)s AND src <> %(to)s
+    FROM memory.edges WHERE dst = %(from)s AND src <> %(to)s ORDER BY src, rel
     ON CONFLICT (src, dst, rel) DO UPDATE
     SET weight = greatest(e.weight, excluded.weight), uses = e.uses + excluded.uses
     """,
@@ -78,13 +65,32 @@ def link(connection: Connection, edges: Sequence[Edge], created_by: str) -> int:
     return connection.execute(_LINK, values).rowcount
 
 
-def neighbours(connection: Connection, ids: Sequence[int], walk: Walk) -> list[Edge]:
-    """Edges within `walk.hops` of the nodes `ids`, both directions, nearest first, then heaviest; one round trip."""
-    values = {"ids": list(ids), "fan": _FAN, "hops": walk.hops, "limit": walk.limit, "reader": walk.reader}
-    return [(src, dst, rel, float(weight)) for src, dst, rel, weight in connection.execute(_WALK, values)]
-
-
 def move(connection: Connection, source: int, target: int) -> None:
     """Give the edges of `source` to `target`."""
     for statement in _MOVE:
         connection.execute(statement, {"from": source, "to": target})
+
+
+def walk(connection: Connection, seeds: Sequence[int], how: Walk) -> Neighbourhood:
+    """The neighbourhood of `seeds` as `how` says, from packed rows; one round trip, one snapshot."""
+    codes = [RELATIONS.index(relation) + 1 for relation in how.relations]
+    values = {"seeds": list(seeds), "hops": how.hops, "fan": how.fan, "frontier": how.frontier}
+    values |= {"limit": how.limit, "codes": codes, "reader": how.reader}
+    row = connection.cursor(binary=True).execute(_WALK, values).fetchone()
+    assert row is not None  # the function gives one row
+    ids, hops, scores, srcs, dsts, relations, weights = row
+    names = [RELATIONS[code - 1] for code in relations]
+    return Neighbourhood(
+        np.array(ids, np.int64),
+        np.array(hops, np.int8),
+        np.array(scores, np.float64).astype(np.float32),
+        tuple(zip(srcs, dsts, names, weights, strict=True)),
+    )
+
+
+def neighbours(connection: Connection, ids: Sequence[int], how: Walk) -> list[Edge]:
+    """The edges that a walk from the nodes `ids` meets, at most `how.limit`: nearest first, then heaviest."""
+    found = walk(connection, ids, replace(how, limit=MAX_NODES))
+    hops = dict(zip(found.ids.tolist(), found.hops.tolist(), strict=True))
+    near = sorted(found.edges, key=lambda edge: min(hops[edge[0]], hops[edge[1]]))  # stable: the heaviest stay first
+    return near[: how.limit]

@@ -16,7 +16,7 @@ import psutil
 import psycopg
 import pytest
 
-from ruvllm.database.account import service_account
+from ruvllm.database.account import binaries_for, service_account
 from ruvllm.database.embedded import EmbeddedPostgres
 from ruvllm.errors import DatabaseError
 from ruvllm.process import alive, wait_gone
@@ -140,6 +140,105 @@ def test_survives_a_reboot_that_gave_the_pid_to_another(server: EmbeddedPostgres
     assert not server.status().running
     server.stop()  # and is not killed
     assert rows(server) == before
+
+
+def test_survives_a_zombie_postmaster(server: EmbeddedPostgres, open_dir: Path) -> None:
+    """Killed, and never reaped by the process that started it: its pid still answers to a signal."""
+    before, data = rows(server), server.status().data_dir
+    server.stop()
+    socket_dir = open_dir / "zombie-socket"
+    socket_dir.mkdir(mode=0o700)
+    server._account.own(socket_dir)
+    program = binaries_for(server._account, data.parent) / "postgres"
+    command = [str(program), "-D", str(data.resolve()), "-c", f"unix_socket_directories={socket_dir}"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd="/", **server._account.popen)  # type: ignore[call-overload]
+    try:
+        while not server.status().running:
+            assert process.poll() is None
+        process.kill()
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            pass
+        os.kill(process.pid, 0)  # Postgres itself takes it for alive
+        assert not server.status().running
+        assert rows(server) == before
+    finally:
+        process.wait()
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", "-1\n", "999999999\n/elsewhere\n"])
+def test_survives_a_pid_file_that_says_nothing(server: EmbeddedPostgres, content: str) -> None:
+    before, data = rows(server), server.status().data_dir
+    server.stop()
+    (data / "postmaster.pid").write_text(content)
+    assert not server.status().running
+    assert rows(server) == before
+
+
+def test_waits_for_a_slow_recovery(server: EmbeddedPostgres, open_dir: Path) -> None:
+    """Recovery from an archive that answers when it is let; meanwhile no starter gives up or starts another."""
+    before, state, data = rows(server), server.log.parents[2], server.status().data_dir
+    server.stop()
+    hold = open_dir / "archive-is-slow"
+    hold.touch()
+    (data / "recovery.signal").touch()
+    server._account.own(data / "recovery.signal")
+    slow = EmbeddedPostgres(
+        load_settings({}, state_dir=state),
+        {**FAST, "restore_command": f"while [ -e {hold} ]; do sleep 0.05; done; false"},
+    )
+    with ThreadPoolExecutor(3) as pool:
+        starting = pool.submit(slow.ensure)
+        while "starting" not in _pid_file(data):
+            assert not starting.done()
+        dsn = slow._dsn(slow._password(), "ruvllm")
+        with pytest.raises(psycopg.OperationalError, match=r"starting up|not yet accepting"):
+            _refused(dsn)
+        reviving = pool.submit(slow.revive)
+        again = pool.submit(slow.ensure)
+        assert not any(each.done() for each in (starting, reviving, again))
+        hold.unlink()
+        assert starting.result(timeout=60) == again.result(timeout=60)
+        assert reviving.result(timeout=60)
+    assert rows(slow) == before
+    server.stop()
+
+
+def _pid_file(data: Path) -> str:
+    try:
+        return (data / "postmaster.pid").read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _refused(dsn: str) -> None:
+    """Connect as soon as there is a socket to connect to."""
+    while True:
+        try:
+            psycopg.connect(dsn, connect_timeout=5).close()
+            return
+        except psycopg.OperationalError as error:
+            if "No such file" not in str(error):
+                raise
+
+
+def test_its_settings_are_for_memory_and_win_over_the_defaults(server: EmbeddedPostgres) -> None:
+    names = ("data_checksums", "synchronous_commit", "fsync", "full_page_writes", "jit", "wal_compression", "io_method")
+    with psycopg.connect(server.ensure()) as connection:
+        got = {name: connection.execute(f"SHOW {name}").fetchone() for name in names}
+        sizes = connection.execute(
+            "SELECT current_setting('autovacuum_work_mem'), current_setting('maintenance_work_mem'),"
+            " current_setting('max_parallel_maintenance_workers')::int, current_setting('shared_preload_libraries')"
+        ).fetchone()
+    assert got == {name: ("on",) for name in names} | {
+        "fsync": ("off",),  # ours, of these tests
+        "jit": ("off",),
+        "wal_compression": ("pglz",),
+        "io_method": ("sync",),
+    }
+    assert sizes is not None
+    assert sizes[:2] == ("64MB", "256MB")
+    assert sizes[2] < (os.cpu_count() or 1)
+    assert sizes[3] == ""
 
 
 def test_survives_the_loss_of_its_socket_directory(server: EmbeddedPostgres) -> None:

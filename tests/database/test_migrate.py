@@ -17,7 +17,7 @@ REVISIONS = sorted(path.name[:4] for path in migrate.SQL_DIR.glob("*.sql"))
 
 
 def fingerprint(dsn: str) -> list[tuple[object, ...]]:
-    """Every column, index, constraint, policy and grant of ours."""
+    """Every column, index, constraint, policy, grant, function and trigger of ours."""
     ours = "('memory', 'serving', 'learning', 'registry', 'analytics')"
     queries = (
         f"SELECT table_schema, table_name, column_name, data_type FROM information_schema.columns "
@@ -28,9 +28,14 @@ def fingerprint(dsn: str) -> list[tuple[object, ...]]:
         f"SELECT schemaname, tablename, policyname, qual FROM pg_policies WHERE schemaname IN {ours}",
         f"SELECT table_schema, table_name, grantee::text, privilege_type FROM information_schema.table_privileges "
         f"WHERE table_schema IN {ours}",
+        f"SELECT n.nspname, p.oid::regprocedure::text, pg_get_functiondef(p.oid), p.proacl::text FROM pg_proc p "
+        f"JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname IN {ours} AND p.prokind <> 'a'",
+        f"SELECT n.nspname, c.relname, pg_get_triggerdef(t.oid), '' FROM pg_trigger t JOIN pg_class c "
+        f"ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname IN {ours} "
+        f"AND NOT t.tgisinternal",
     )
     with psycopg.connect(dsn) as connection:
-        return sorted(row for query in queries for row in connection.execute(query).fetchall())
+        return sorted((row for query in queries for row in connection.execute(query).fetchall()), key=repr)
 
 
 def test_numbers_are_contiguous_and_each_has_its_revision() -> None:
