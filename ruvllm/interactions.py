@@ -1,31 +1,41 @@
 """Stored requests: the interaction, its outbox row, feedback, and what follows an answer (scoring, write-back).
 
 Knows nothing of models or HTTP. An interaction and its outbox row are one transaction; so are a write-back and the mark
-that it was done, so a crash in between repeats nothing and loses nothing.
+that it was done, so a crash in between repeats nothing and loses nothing. A row that fails by itself is tried again
+later, ever more rarely, and in the end given up; the others do not wait for it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from psycopg import Connection
+from psycopg import Connection, OperationalError
 from psycopg.rows import dict_row
 
 from ruvllm.database.pool import Database
-from ruvllm.errors import InputError
+from ruvllm.errors import DatabaseError, InputError
 from ruvllm.evaluation.qa import score_answer
+from ruvllm.memory import decay
 from ruvllm.memory.records import WriteBack
 from ruvllm.memory.store import Memory
+from ruvllm.memory.writes import KEY_LIMIT
 from ruvllm.router.layout import LAYOUT
-from ruvllm.text import clean_text
+from ruvllm.text import clean_text, is_clean
 
 if TYPE_CHECKING:
     from ruvllm.answer import Answer, Ask
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 6  # of an outbox row before it is given up: over half an hour
+_RETRY_S = 5.0  # before the second attempt; each further wait is four times the one before
 
 _COLUMNS = (
     "request_id", "tenant", "cycle_id", "session_id", "turn", "question", "history", "answer", "gold", "domain", "tier",
@@ -33,6 +43,16 @@ _COLUMNS = (
     "layout_hash", "features", "retrieved", "similarities", "used", "writer", "prompt_tokens", "cached_tokens",
     "completion_tokens", "cost", "stage_ms", "total_ms", "degraded",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OutboxState:
+    """What waits to be settled, for metrics: `retrying` of `depth` failed at least once; `failed` were given up."""
+
+    depth: int
+    oldest_s: float
+    retrying: int
+    failed: int
 
 
 @dataclass(frozen=True)
@@ -126,30 +146,72 @@ class Interactions:
             _enqueue(connection, found[0], self.database.tenant, f"feedback:{uuid.uuid4()}")
 
     def settle(self, memory: Memory, limit: int = 100) -> int:
-        """Score and write back up to `limit` queued answers, each in a transaction of its own; returns how many."""
-        done = 0
-        while done < limit and self._settle_one(memory):
-            done += 1
+        """Score and write back up to `limit` queued answers, each in a transaction of its own; returns how many.
+
+        A row that fails is put off and counted in `outbox().retrying`.
+
+        Raises:
+            DatabaseError: Postgres is away, or memory is another encoder's: no row is to blame, and all wait.
+        """
+        done = taken = 0
+        while taken < limit and (settled := self._settle_next(memory)) is not None:
+            done, taken = done + settled, taken + 1
         return done
 
-    def _settle_one(self, memory: Memory) -> bool:
+    def outbox(self) -> OutboxState:
+        """What waits, how long the oldest has waited, and what was given up."""
         with self.database.transaction() as connection:
-            row = connection.cursor(row_factory=dict_row).execute(_NEXT).fetchone()
-            if row is None:
-                return False
-            quality, source = _score(connection, row)
-            result = _write_back(memory, connection, row, quality, source)
-            if quality is not None:
-                connection.execute(
-                    "UPDATE serving.interactions SET quality = %s, quality_source = %s WHERE id = %s",
-                    (quality, source, row["interaction"]),
-                )
-            connection.execute(
-                "UPDATE serving.outbox SET outcome = %s, node = %s, done_at = now(), attempts = attempts + 1"
-                " WHERE id = %s",
-                (result.outcome, result.node, row["outbox"]),
-            )
+            depth, oldest, retrying = connection.execute(_OPEN).fetchone() or (0, 0, 0)
+            (failed,) = connection.execute(_FAILED).fetchone() or (0,)
+        return OutboxState(int(depth), float(oldest), int(retrying), int(failed))
+
+    def _settle_next(self, memory: Memory) -> bool | None:
+        """Whether the next row was settled (False: it failed and was put off); None where none is due."""
+        outbox: int | None = None
+        try:
+            with self.database.transaction() as connection:
+                row = connection.cursor(row_factory=dict_row).execute(_NEXT).fetchone()
+                if row is None:
+                    return None
+                outbox = row["outbox"]
+                _settle_row(memory, connection, row)
+        except Exception as error:  # whatever one row does, the others come next; what is not its fault is raised again
+            if outbox is None or _nobodys_fault(error):
+                raise
+            self._put_off(outbox, error)
+            return False
         return True
+
+    def _put_off(self, outbox: int, error: Exception) -> None:
+        values = {"outbox": outbox, "error": f"{type(error).__name__}: {error}"[:_ERROR_LIMIT].replace("\x00", ""),
+                  "attempts": ATTEMPTS, "retry_s": _RETRY_S}  # fmt: skip
+        with self.database.transaction() as connection:
+            given_up = connection.execute(_PUT_OFF, values).fetchone()
+        log.warning("outbox row %s %s: %s", outbox, "was given up" if given_up == (True,) else "is put off", error)
+
+
+def _settle_row(memory: Memory, connection: Connection, row: dict[str, object]) -> None:
+    quality, source = _score(connection, row)
+    result = _write_back(memory, connection, row, quality, source)
+    if quality is not None:
+        decay.reinforce(connection, row["used"], quality)  # type: ignore[arg-type]  # bigint[]
+        connection.execute(
+            "UPDATE serving.interactions SET quality = %s, quality_source = %s WHERE id = %s",
+            (quality, source, row["interaction"]),
+        )
+    connection.execute(
+        "UPDATE serving.outbox SET outcome = %s, node = %s, done_at = now(), attempts = attempts + 1,"
+        " last_error = NULL WHERE id = %s",
+        (result.outcome, result.node, row["outbox"]),
+    )
+
+
+def _nobodys_fault(error: Exception) -> bool:
+    """Postgres went away or memory cannot be used; else the server itself said what is wrong with this row's work."""
+    if not isinstance(error, DatabaseError):
+        return False
+    cause = error.__cause__
+    return not isinstance(cause, OperationalError) or (cause.sqlstate or "57")[:2] in _AWAY
 
 
 _VALUES = ", ".join(f"%({column})s" for column in _COLUMNS)
@@ -158,11 +220,31 @@ _INSERT = (
     " ON CONFLICT (tenant, request_id) DO NOTHING RETURNING id"
 )
 
+_ERROR_LIMIT = 1000  # characters of an error that are kept
+_AWAY = ("08", "53", "57", "58")  # connection lost, resources short, shutdown, the disk
+
+# The due row that has waited longest; one that another process works on is left to it.
 _NEXT = """
-    SELECT o.id AS outbox, i.id AS interaction, i.question, i.history, i.answer, i.gold, i.domain, i.used, i.writer
+    SELECT o.id AS outbox, i.id AS interaction, i.question, i.history, i.answer, i.gold, i.domain, i.used, i.writer,
+           i.session_id, i.turn, o.idempotency_key AS key
     FROM serving.outbox o JOIN serving.interactions i ON i.id = o.interaction
-    WHERE o.done_at IS NULL ORDER BY o.id LIMIT 1 FOR UPDATE OF o SKIP LOCKED
+    WHERE o.done_at IS NULL AND (o.attempts = 0 OR o.retry_at <= now())
+    ORDER BY o.id LIMIT 1 FOR UPDATE OF o SKIP LOCKED
 """
+
+_PUT_OFF = """
+    UPDATE serving.outbox SET attempts = attempts + 1, last_error = %(error)s,
+        retry_at = now() + make_interval(secs => %(retry_s)s * power(4, attempts)),
+        done_at = CASE WHEN attempts + 1 >= %(attempts)s THEN now() END,
+        outcome = CASE WHEN attempts + 1 >= %(attempts)s THEN 'failed' END
+    WHERE id = %(outbox)s AND done_at IS NULL RETURNING done_at IS NOT NULL
+"""
+
+_OPEN = """
+    SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0), count(*) FILTER (WHERE attempts > 0)
+    FROM serving.outbox WHERE done_at IS NULL
+"""
+_FAILED = "SELECT count(*) FROM serving.outbox WHERE outcome = 'failed'"
 
 
 def _enqueue(connection: Connection, interaction: int, tenant: str, key: str) -> None:
@@ -210,7 +292,17 @@ def _write_back(
         domain=str(row["domain"]),
         derived_from=tuple(row["used"]),  # type: ignore[arg-type]  # bigint[]
         connection=connection,
+        key=_key(str(row["key"])),
+        session=_key(str(row["session_id"])) if row["session_id"] else "",
+        turn=int(str(row["turn"])),
     )
+
+
+def _key(name: str) -> str:
+    """A name that memory can keep: a client's own may be of any length and hold what a key may not."""
+    if len(name) <= KEY_LIMIT and is_clean(name):
+        return name
+    return f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def _whole_question(row: dict[str, object]) -> str:

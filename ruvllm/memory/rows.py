@@ -16,7 +16,7 @@ from psycopg import Connection
 from psycopg.sql import SQL
 from psycopg.types.json import Jsonb
 
-from ruvllm.memory.minhash import bands
+from ruvllm.memory.minhash import signed
 from ruvllm.memory.records import Hit, NewNode, Node, Vector
 
 # The columns of Node, in its order, of memory.nodes n and memory.node_texts t.
@@ -28,8 +28,9 @@ _WIDTH = 12
 
 _INSERT = """
     WITH node AS (
-        INSERT INTO memory.nodes (tenant, kind, domain, trust, content_hash, embedding, confidence, version)
-        VALUES (current_setting('app.tenant'), %(kind)s, %(domain)s, %(trust)s, %(hash)s, %(embedding)s,
+        INSERT INTO memory.nodes (id, tenant, kind, domain, trust, content_hash, embedding, confidence, version)
+        OVERRIDING SYSTEM VALUE
+        VALUES (%(id)s, current_setting('app.tenant'), %(kind)s, %(domain)s, %(trust)s, %(hash)s, %(embedding)s,
                 %(confidence)s, %(version)s)
         ON CONFLICT (tenant, content_hash) WHERE archived_at IS NULL DO NOTHING
         RETURNING id, tenant
@@ -37,12 +38,14 @@ _INSERT = """
         INSERT INTO memory.node_texts (node, tenant, text, source, writer, tags, metadata)
         SELECT id, tenant, %(text)s, %(source)s, %(writer)s, %(tags)s, %(metadata)s FROM node
     ), bands AS (
-        INSERT INTO memory.minhash_bands (node, tenant, band, hash)
-        SELECT id, tenant, b.place - 1, b.hash
+        INSERT INTO memory.minhash_bands (node, tenant, band, hash, scheme)
+        SELECT id, tenant, b.place - 1, b.hash, %(scheme)s
         FROM node, unnest(%(bands)s::bigint[]) WITH ORDINALITY AS b (hash, place)
     )
     SELECT id FROM node
 """
+
+_IDS = "SELECT nextval('memory.nodes_id_seq') FROM generate_series(1, %(count)s)"
 
 # What lives under a content hash; a text that was merged away lives on in the node that took it in.
 _LIVE = """
@@ -89,13 +92,19 @@ def content_hash(kind: str, text: str) -> bytes:
 
 
 def insert(connection: Connection, ready: Sequence[Ready]) -> list[int | None]:
-    """Write nodes with their texts and MinHash bands; None where a live row holds the content already."""
+    """Write nodes with their texts and MinHash bands; None where a live row holds the content already.
+
+    Ids are in the order of `ready`, rows are written in the order of their hashes: two writers of the same nodes in
+    another order would otherwise wait for each other for ever.
+    """
     if not ready:
         return []
+    ids = sorted(row[0] for row in connection.execute(_IDS, {"count": len(ready)}))
+    rows = sorted((_to_row(id, each) for id, each in zip(ids, ready, strict=True)), key=lambda row: row["hash"])
     with connection.cursor() as cursor:
-        cursor.executemany(_INSERT, [_to_row(each) for each in ready], returning=True)
-        rows = [each.fetchone() for each in cursor.results()]
-    return [row[0] if row else None for row in rows]
+        cursor.executemany(_INSERT, rows, returning=True)
+        written = {row[0] for result in cursor.results() if (row := result.fetchone())}
+    return [id if id in written else None for id in ids]
 
 
 def live(connection: Connection, hashes: Sequence[bytes]) -> dict[bytes, Known]:
@@ -134,9 +143,11 @@ def hit_from_row(row: Sequence[Any]) -> Hit:
     return Hit(from_row(row), float(row[_WIDTH]), row[_WIDTH + 1].to_numpy().astype(np.float32))
 
 
-def _to_row(ready: Ready) -> dict[str, object]:
+def _to_row(id: int, ready: Ready) -> dict[str, Any]:
     node = ready.node
+    bands = signed(node.text)
     return {
+        "id": id,
         "kind": node.kind,
         "domain": node.domain,
         "trust": node.trust,
@@ -149,5 +160,6 @@ def _to_row(ready: Ready) -> dict[str, object]:
         "writer": node.writer,
         "tags": list(node.tags),
         "metadata": Jsonb(dict(node.metadata)),
-        "bands": bands(node.text),
+        "bands": list(bands.hashes),
+        "scheme": bands.scheme,
     }

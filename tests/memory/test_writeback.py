@@ -1,6 +1,7 @@
 """Good answers become Facts, once; a merge never hides another fact."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import psycopg
@@ -9,8 +10,10 @@ import pytest
 from ruvllm.database.pool import Database
 from ruvllm.embedding import open_embedder
 from ruvllm.errors import InputError
+from ruvllm.memory import merge, writeback, writes
 from ruvllm.memory.records import NewNode, WriteBack
 from ruvllm.memory.store import Memory
+from ruvllm.memory.writeback import Statement, remember, write
 from ruvllm.settings import Settings
 
 GHANA = "What is the population of Ghana?"
@@ -172,6 +175,161 @@ def test_the_same_answer_from_many_at_once_is_one_fact(memory: Memory) -> None:
         thread.join()
     assert sorted(result.outcome for result in results) == ["merged"] * 5 + ["written"]
     assert memory.counts()["nodes"] == 1
+
+
+def test_a_key_is_answered_with_the_first_outcome(memory: Memory) -> None:
+    first = _back(memory, GHANA, "33 million", key="a")
+    assert _back(memory, GHANA, "33 million", key="a") == first
+    other = _back(memory, GABON, "2 million", 0.9, key="a")  # whatever else is sent under it
+    assert (other.outcome, other.node) == ("written", first.node)
+    low = _back(memory, GABON, "2 million", 0.1, key="b")
+    assert low.outcome == "skipped"
+    assert _back(memory, GABON, "2 million", 1.0, key="b").outcome == "skipped"
+    assert memory.counts()["nodes"] == 1
+    assert _back(memory, GABON, "2 million", 1.0, key="c").outcome == "written"
+
+
+@pytest.mark.parametrize("key", ["x" * 201, "a\x00b", "\ud800"])
+def test_a_key_that_cannot_be_kept_is_an_error(memory: Memory, key: str) -> None:
+    with pytest.raises(InputError, match="key"):
+        _back(memory, GHANA, "33 million", key=key)
+    assert memory.counts()["nodes"] == 0
+
+
+def test_a_key_of_a_write_that_was_rolled_back_is_free(memory: Memory, database: Database) -> None:
+    with database.transaction() as connection:
+        _back(memory, GHANA, "33 million", key="a", connection=connection)
+        raise psycopg.Rollback
+    assert _back(memory, GHANA, "34 million", key="a").outcome == "written"
+    assert memory.search_text(GHANA, 1)[0].node.metadata["answer"] == "34 million"
+
+
+def test_keys_are_the_tenants_own_and_are_forgotten_in_time(memory: Memory, database: Database) -> None:
+    _back(memory, GHANA, "33 million", key="a")
+    with database.transaction("other") as connection:
+        assert writes.claim(connection, ["a"]) == {}
+    with database.transaction() as connection:
+        assert writes.forget(connection, days=1) == 0
+        connection.execute("UPDATE memory.writes SET written_at = now() - interval '2 days'")
+        assert writes.forget(connection, days=1) == 1
+
+
+def test_what_was_superseded_stays_superseded_when_it_is_sent_again(memory: Memory, database: Database) -> None:
+    _back(memory, GHANA, "30 million", 0.8, key="old")
+    new = _back(memory, GHANA, "33 million", 0.9)
+    for key in ("old", "", "another"):
+        _back(memory, GHANA, "30 million", 0.8, key=key)
+    assert _version_history(database) == [("30 million", 1, False), ("33 million", 2, True)]
+    assert [hit.node.id for hit in memory.search_text(GHANA, 3)] == [new.node]
+    fact = NewNode("Tema is a harbour of Ghana", kind="Fact", source="notes")
+    [a] = memory.add([fact]).ids
+    [b] = memory.add([replace(fact, text="Tema is the harbour of Ghana")]).ids
+    with database.transaction() as connection:
+        merge.absorb(connection, b, a)
+    assert memory.add([fact]).ids == (b,)
+    again = write(database, memory.embedder, memory.settings, Statement(fact))
+    assert (again.outcome, again.node) == ("merged", b)
+
+
+def _at_once(count: int, work: Callable[[int], object]) -> None:
+    """Start `count` threads that begin `work` together."""
+    errors: list[BaseException] = []
+    gate = threading.Barrier(count)
+
+    def run(i: int) -> None:
+        gate.wait()
+        try:
+            work(i)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_twenty_identical_writes_at_once_store_one(memory: Memory, keyed: bool) -> None:
+    results: list[WriteBack] = []
+    _at_once(20, lambda i: results.append(_back(memory, GHANA, "33 million", key="same" if keyed else "")))
+    assert {result.node for result in results} == {results[0].node}
+    outcomes = sorted(result.outcome for result in results)
+    assert outcomes == (["written"] * 20 if keyed else ["merged"] * 19 + ["written"])  # a key gets the first outcome
+    assert (memory.counts()["nodes"], memory.counts()["archived"]) == (1, 0)
+
+
+def test_twenty_identical_nodes_added_at_once_are_one(memory: Memory) -> None:
+    """In another order each time: two that wait for each other would be a deadlock."""
+    nodes = [NewNode(f"Passage {i} of a book") for i in range(8)]
+    ids: list[tuple[int, ...]] = []
+
+    def add(i: int) -> None:
+        turned = nodes[i % 8 :] + nodes[: i % 8]
+        found = memory.add(turned).ids
+        ids.append(found[8 - i % 8 :] + found[: 8 - i % 8])
+
+    _at_once(20, add)
+    assert len(set(ids)) == 1
+    assert memory.counts()["nodes"] == 8
+
+
+def test_ids_follow_the_order_of_the_input(memory: Memory) -> None:
+    ids = memory.add([NewNode(f"node {i}") for i in range(20)]).ids
+    assert list(ids) == sorted(ids)
+
+
+def test_facts_of_a_session_follow_each_other(memory: Memory) -> None:
+    first = _back(memory, GHANA, "33 million", session="s", turn=1)
+    _back(memory, "What is the best harbour?", "nobody knows", 0.1, session="s", turn=2)  # not kept
+    third = _back(memory, "Where is gold mined?", "Obuasi", session="s", turn=3)
+    apart = _back(memory, "Who is the king of Spain?", "Felipe", session="t", turn=4)
+    again = _back(memory, GHANA, "33 million", session="t", turn=5)
+    edges = {(src, dst) for src, dst, rel, _ in memory.neighbours([third.node, again.node], hops=1) if rel == "Follows"}
+    assert edges == {(third.node, first.node), (first.node, apart.node)}
+    assert again.node == first.node
+
+
+def test_a_session_does_not_lead_to_what_its_writer_may_not_see(memory: Memory) -> None:
+    _back(memory, GHANA, "one", 1.0, "feedback", writer="mallory", session="s", turn=1)
+    mine = _back(memory, "Where is gold mined?", "Obuasi", writer="ann", session="s", turn=2)
+    assert memory.neighbours([mine.node], hops=1, reader="mallory") == []
+
+
+def test_a_statement_is_kept_once_in_all_its_wordings(memory: Memory) -> None:
+    def told(text: str, **more) -> WriteBack:
+        return write(
+            memory.database, memory.embedder, memory.settings, Statement(NewNode(text, "Fact", "notes"), **more)
+        )
+
+    first = told("Ghana has 33 million inhabitants.")
+    assert told("The population of Ghana is 33 million.").node == first.node
+    assert told("The population of Ghana is 34 million.").outcome == "written"
+    assert told("The population of Gabon is 33 million.").outcome == "written"
+    assert told("anything", key="k").outcome == told("something else", key="k").outcome == "written"
+    with memory.database.transaction() as connection:
+        told_again = remember(connection, memory.embedder, memory.settings,
+                              Statement(NewNode("In Ghana live 33 million people.", "Fact", "elsewhere")))  # fmt: skip
+    assert told_again.outcome == "written"  # another source: not for us to merge
+    with pytest.raises(InputError, match="Fact"):
+        told("\x00")
+
+
+def test_a_deadlock_is_done_again(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+    commit = writeback.commit
+
+    def broken_off_twice(connection, what, prepared):
+        tries.append(1)
+        if len(tries) < 3:
+            raise psycopg.errors.DeadlockDetected("made up")
+        return commit(connection, what, prepared)
+
+    monkeypatch.setattr(writeback, "commit", broken_off_twice)
+    assert _back(memory, GHANA, "33 million").outcome == "written"
+    assert len(tries) == 3
 
 
 def test_with_the_real_encoder(template: str, settings: Settings, postgres) -> None:
