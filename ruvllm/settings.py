@@ -56,8 +56,14 @@ class Settings:
     writeback_threshold: float = 0.75  # quality in [0, 1]
     duplicate_cosine: float = 0.95
     duplicate_jaccard: float = 0.8
+    paraphrase_cosine: float = 0.0  # of a fact in other words; 0: the encoder's calibrated value
+    topic_cosine: float = 0.0  # of two facts of one topic; 0: the encoder's calibrated value
     latency_weight: float = 0.1  # lambda of U = Q - lambda L - mu C, per second
     cost_weight: float = 0.5  # mu of U = Q - lambda L - mu C
+    replica: bool = True  # memory is read in process where that is possible, else from Postgres
+    replica_staleness_s: float = 5.0  # a replica further behind Postgres than this is not asked
+    replica_poll_s: float = 0.5  # how often it looks for changes when nothing wakes it
+    replica_memory_mb: int = 0  # of vectors, graph and arrays; 0: no bound
 
     def __post_init__(self) -> None:
         _one_of("ladder", self.ladder, ("auto", "lfm2", "packaged"))
@@ -68,12 +74,17 @@ class Settings:
         _between("writeback_threshold", self.writeback_threshold, 0.0, 1.0)
         _between("duplicate_cosine", self.duplicate_cosine, 0.5, 1.0)
         _between("duplicate_jaccard", self.duplicate_jaccard, 0.1, 1.0)
+        _between("paraphrase_cosine", self.paraphrase_cosine, 0.0, 1.0)
+        _between("topic_cosine", self.topic_cosine, 0.0, 1.0)
         _between("n_ctx", self.n_ctx, 512, 32768)
         _between("max_tokens", self.max_tokens, 1, 1024)
         _between("threads", self.threads, 0, 256)
         _between("search_k", self.search_k, 1, 64)
         _between("latency_weight", self.latency_weight, 0.0, 100.0)
         _between("cost_weight", self.cost_weight, 0.0, 100.0)
+        _between("replica_staleness_s", self.replica_staleness_s, 0.01, 3600.0)
+        _between("replica_poll_s", self.replica_poll_s, 0.01, 3600.0)
+        _between("replica_memory_mb", self.replica_memory_mb, 0, 2**24)
         for port in ("gateway_port", "prefect_port", "mlflow_port"):
             _between(port, getattr(self, port), 0, 65535)
         for seconds in ("deadline_s", "collect_budget_s", "collect_budget_later_s"):
@@ -94,6 +105,11 @@ class Settings:
     def router_dir(self) -> Path:
         """The local cache of promoted bundles: `<sha256>/` and `current.json`."""
         return self.state_dir / "router"
+
+    @property
+    def replica_dir(self) -> Path:
+        """Saved bases of the replica; made anew from Postgres where they are missing."""
+        return self.state_dir / "replica"
 
     @property
     def tracking_uri(self) -> str:
