@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from ruvllm.answer import Answerer, Ask, Perception
-from ruvllm.database.pool import Database
+from ruvllm.database.dsn import with_database
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.errors import BundleError, InputError, UnknownTierError, WorkerDiedError
@@ -105,10 +107,10 @@ def test_the_same_request_is_stored_once(answerer, database):
     assert one(database, "SELECT count(*) FROM serving.outbox") == (1,)
 
 
-def test_without_a_database_the_answer_comes_and_says_what_is_missing(answerer, settings):
-    dead = Database("postgresql://nobody@127.0.0.1:1/none")
-    answerer.perception.memory.database = dead
-    answerer.interactions.database = dead
+def test_without_a_database_the_answer_comes_and_says_what_is_missing(answerer, database_url):
+    with psycopg.connect(with_database(database_url, "postgres"), autocommit=True) as connection:
+        name = conninfo_to_dict(database_url)["dbname"]
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # ends every connection, and none can be made again
     answer = answerer.answer(Ask(QUESTION))
     assert answer.text == "unknown"
     assert set(answer.degraded) == {"memory", "interaction-not-stored"}

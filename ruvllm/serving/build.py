@@ -9,13 +9,14 @@ import logging
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ruvllm.answer import Answerer, Perception
 from ruvllm.database import open_database
 from ruvllm.database.pool import Database
 from ruvllm.embedding import EmbeddingAdapter, open_embedder
-from ruvllm.errors import DatabaseError, EncoderMismatchError
+from ruvllm.errors import ContractError, DatabaseError, EncoderMismatchError
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.tiers import active_ladder
 from ruvllm.interactions import Interactions
@@ -25,7 +26,9 @@ from ruvllm.serving.service import GatewayService
 from ruvllm.settings import Settings
 
 if TYPE_CHECKING:
+    from ruvllm.memory.reading import ReadingState
     from ruvllm.memory.records import Hit, Vector, WriteBack
+    from ruvllm.memory.replica import Replica
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +46,22 @@ def build_service(settings: Settings) -> GatewayService:
         database = _database(settings)
         opened.callback(database.close)
         pool = opened.enter_context(ModelPool(settings, active_ladder(settings)))
-        perception = Perception(settings, embedder, _memory(settings, database, embedder))
+        late = LateMemory(settings, database, embedder, in_process=settings.replica)
+        opened.callback(late.close)
+        perception = Perception(settings, embedder, _memory(late))
         answerer = Answerer(settings, perception, pool, Interactions(database))
         log.info("%s", pool.ladder.note)
-        return GatewayService(
+        closing = opened.pop_all()
+        service = GatewayService(
             answerer,
             database,
             BundleStore(settings.router_dir),
             settings,
             warm=lambda: _load(pool),
-            on_close=opened.pop_all().close,
+            on_close=closing.close,
         )
+        service.metrics.watch_memory(late.reading)
+        return service
 
 
 def _load(pool: ModelPool) -> None:
@@ -71,11 +79,10 @@ def _database(settings: Settings) -> Database:
         return Database(settings.database_url, settings.tenant)
 
 
-def _memory(settings: Settings, database: Database, embedder: EmbeddingAdapter) -> Memory:
-    late = LateMemory(settings, database, embedder)
+def _memory(late: LateMemory) -> Memory:
     try:
         return late.open()
-    except EncoderMismatchError:
+    except (EncoderMismatchError, ContractError):
         raise
     except DatabaseError as error:
         log.warning("answering without memory until Postgres is back: %s", error)
@@ -83,27 +90,54 @@ def _memory(settings: Settings, database: Database, embedder: EmbeddingAdapter) 
 
 
 class LateMemory:
-    """What answers need of memory, opened when Postgres is there; until then using it is a DatabaseError."""
+    """What answers need of memory, opened when Postgres is there; until then using it is a DatabaseError.
 
-    def __init__(self, settings: Settings, database: Database, embedder: EmbeddingAdapter) -> None:
-        self._settings, self._database, self._embedder = settings, database, embedder
+    With `in_process` it is read through a replica, which opens in the background: Postgres answers until it is there.
+    """
+
+    def __init__(
+        self, settings: Settings, database: Database, embedder: EmbeddingAdapter, in_process: bool = False
+    ) -> None:
+        self._settings, self._database, self._embedder, self._in_process = settings, database, embedder, in_process
         self._memory: Memory | None = None
+        self._replica: Replica | None = None
         self._opening = threading.Lock()
 
     def open(self) -> Memory:
         """
         Raises:
             EncoderMismatchError: it holds vectors of another encoder.
+            ContractError: the database is not as searches need it.
             DatabaseError: Postgres is away.
         """
         with self._opening:
             if self._memory is None:
                 open_database(self._settings).close()  # a server that was away at the start may lack its schema
                 self._memory = Memory(self._database, self._embedder, self._settings)
+                if self._in_process:
+                    self._replica = _replica(self._settings, self._database)
+                    self._memory.use_replica(self._replica)
             return self._memory
+
+    def close(self) -> None:
+        """Ends the replica's threads."""
+        with self._opening:
+            if self._replica is not None:
+                self._replica.close()
+
+    def reading(self) -> ReadingState | None:
+        """For metrics; None until memory is open."""
+        return None if self._memory is None else self._memory.reading
 
     def search(self, vector: Vector, k: int, exclude_kinds: Sequence[str] = (), reader: str = "") -> list[Hit]:
         return self.open().search(vector, k, exclude_kinds, reader)
 
     def write_back(self, *args: Any, **kwargs: Any) -> WriteBack:
         return self.open().write_back(*args, **kwargs)
+
+
+def _replica(settings: Settings, database: Database) -> Replica:
+    from ruvllm.memory.replica import Replica, ReplicaOptions  # imports faiss
+
+    options = replace(ReplicaOptions.of(settings), wait=False)
+    return Replica.open(database, settings.replica_dir, options)

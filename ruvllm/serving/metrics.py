@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from ruvllm import __version__
 from ruvllm.answer import Answer
+
+if TYPE_CHECKING:
+    from ruvllm.memory.reading import ReadingState
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -60,6 +68,10 @@ class Metrics:
         self.version.clear()
         self.version.labels(version, sha256).set(1)
 
+    def watch_memory(self, reading: Callable[[], ReadingState | None]) -> None:
+        """Show how memory is read, as `reading` says at each look."""
+        self.registry.register(_MemoryMetrics(reading))
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"ruvllm_{name}", text, labels, registry=self.registry)
 
@@ -68,3 +80,31 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(f"ruvllm_{name}", text, labels, buckets=_SECONDS, registry=self.registry)
+
+
+class _MemoryMetrics(Collector):
+    """The replica's state and how often Postgres was asked instead; without a replica, that alone."""
+
+    def __init__(self, reading: Callable[[], ReadingState | None]) -> None:
+        self._reading = reading
+
+    def collect(self) -> Iterator[Metric]:
+        reading = self._reading()
+        if reading is None:
+            return
+        fallbacks = CounterMetricFamily(
+            "ruvllm_memory_replica_fallbacks", "Reads that Postgres answered for the replica", labels=["reason"]
+        )
+        for reason, count in sorted(reading.fallbacks.items()):
+            fallbacks.add_metric([reason], count)
+        yield fallbacks
+        yield CounterMetricFamily("ruvllm_memory_cache_hits", "Searches answered from the cache", reading.cache.hits)
+        if (replica := reading.replica) is not None:
+            yield _sample("nodes", "Nodes that a search can find", replica.nodes)
+            yield _sample("replica_ready", "Whether the replica may answer", float(replica.ready))
+            yield _sample("replica_bytes", "Vectors, graph and arrays of the replica", replica.bytes)
+            yield _sample("replica_staleness_seconds", "Since the replica was level with Postgres", replica.staleness_s)
+
+
+def _sample(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"ruvllm_memory_{name}", text, value)
