@@ -330,11 +330,12 @@ def _consolidate_champion(place: Workplace, cycle_id: str | None) -> Result:
 
 
 def maintain(settings: Settings, cycle_id: str) -> Result:
-    """Merge exact and near duplicates in memory."""
+    """What the tidying of this night came to, and what memory holds after it; the steps are in ruvllm/tidying.py."""
 
     def work(place: Workplace) -> Result:
-        report = place.memory.maintain(progress.stage("Tidying memory"))
-        return {**report.as_dict(), "counts": place.memory.counts()}
+        merged = _result_of(place, cycle_id, "merge")
+        alarms = _result_of(place, cycle_id, "upkeep")["alarms"]
+        return {**merged, "alarms": alarms, "counts": place.memory.counts()}
 
     return _step(settings, cycle_id, "maintain", work)
 

@@ -53,9 +53,18 @@ def _learning(steps: dict[str, Any]) -> Any:
         ["promoted version", promote["version"] if promote["promoted"] else f"none: {promote['why']}"],
         ["answers written to memory / merged / skipped", " / ".join(str(writes.get(k, 0)) for k in _OUTCOMES)],
         ["memory: nodes / edges", f"{maintain['counts']['nodes']} / {maintain['counts']['edges']}"],
-        ["duplicates merged, exact / near", f"{maintain['merged_exact']} / {maintain['merged_near']}"],
+        _duplicates(maintain),
+        *([f"alarm {n}", alarm] for n, alarm in enumerate(maintain["alarms"], start=1)),
     ]
     return table("What the night learned", ["", "figure"], rows)
+
+
+def _duplicates(maintain: dict[str, Any]) -> list[str]:
+    """What was merged; of a dry run, which merges nothing, what would have been."""
+    if maintain["dry_run"]:
+        found = f"{maintain['would_merge_exact']} / {maintain['would_merge_near']}"
+        return ["duplicates found, exact / near (a first night only shows them)", found]
+    return ["duplicates merged, exact / near", f"{maintain['merged_exact']} / {maintain['merged_near']}"]
 
 
 def _policies(evaluate: dict[str, Any]) -> Any:
