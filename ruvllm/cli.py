@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ruvllm import __version__, cli_models, cli_registry
+from ruvllm import __version__, cli_analysts, cli_memory, cli_models, cli_registry
 from ruvllm.console import Bars, console, errors, table
 from ruvllm.progress import reporting
 from ruvllm.settings import Settings
@@ -23,11 +23,11 @@ app = typer.Typer(
     "[bold]ruvllm doctor[/] says what is missing.",
     rich_markup_mode="rich",
 )
-memory_app = typer.Typer(no_args_is_help=True, help="Memory: what it holds and finds.")
-db_app = typer.Typer(no_args_is_help=True, help="The database: psql and its address.")
+db_app = typer.Typer(no_args_is_help=True, help="The database: psql, and logins for analysts.")
 app.add_typer(cli_models.app, name="models")
-app.add_typer(memory_app, name="memory")
+app.add_typer(cli_memory.app, name="memory")
 app.add_typer(db_app, name="db")
+db_app.add_typer(cli_analysts.app, name="analyst")
 app.add_typer(cli_registry.app, name="registry")
 
 Gemma = Annotated[bool, typer.Option("--accept-gemma-terms", help="Accept the Gemma Terms of Use for Gemma 3 270M.")]
@@ -203,38 +203,6 @@ def ingest(
         errors.print(Text.assemble(("skipped ", "red"), f"{path}: {reason}"), soft_wrap=True)
     if report.bad:
         raise typer.Exit(1)
-
-
-@memory_app.command("search")
-@plainly
-def memory_search(
-    query: Annotated[str, typer.Argument(help="What to look for.")],
-    k: Annotated[int, typer.Option("--k", "-k", help="How many nodes.", min=1, max=64)] = 5,
-    as_json: Json = False,
-) -> None:
-    """The nodes of memory that are nearest in meaning."""
-    from ruvllm.workplace import open_workplace
-
-    with open_workplace(settings_here()) as place:
-        hits = place.memory.search_text(query, k)
-    rows = [[h.similarity, h.node.kind, h.node.source, h.node.text] for h in hits]
-    say(
-        as_json,
-        [{"similarity": h.similarity, "id": h.node.uuid, "kind": h.node.kind, "source": h.node.source,
-          "trust": h.node.trust, "text": h.node.text} for h in hits],
-        lambda: console.print(table(f"Memory near {query!r}", ["similarity", "kind", "source", "text"], rows)),
-    )  # fmt: skip
-
-
-@memory_app.command("stats")
-@plainly
-def memory_stats(as_json: Json = False) -> None:
-    """How many nodes and edges memory holds."""
-    from ruvllm.workplace import open_workplace
-
-    with open_workplace(settings_here()) as place:
-        counts = place.memory.counts()
-    say(as_json, counts, lambda: console.print(table("Memory", ["what", "count"], [[k, v] for k, v in counts.items()])))
 
 
 @db_app.command("psql", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
