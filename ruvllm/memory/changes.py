@@ -16,10 +16,12 @@ from ruvllm.errors import InputError
 
 CHANNEL = "ruvllm_memory"  # pg_notify wakes who listens; it says nothing else
 
-_READ = """
-    SELECT DISTINCT node, what FROM memory.changes
-    WHERE xid >= pg_snapshot_xmin(%(seen)s::pg_snapshot)
-      AND NOT pg_visible_in_snapshot(xid, %(seen)s::pg_snapshot)
+# Two columns of a SELECT: the nodes and the edges of `Changes`, as arrays.
+NEW = """
+    ARRAY(SELECT DISTINCT node FROM memory.changes WHERE xid >= pg_snapshot_xmin(%(seen)s::pg_snapshot)
+          AND NOT pg_visible_in_snapshot(xid, %(seen)s::pg_snapshot) AND what = 'node'),
+    ARRAY(SELECT DISTINCT node FROM memory.changes WHERE xid >= pg_snapshot_xmin(%(seen)s::pg_snapshot)
+          AND NOT pg_visible_in_snapshot(xid, %(seen)s::pg_snapshot) AND what = 'edges')
 """
 
 # Everything from the oldest row that is kept, or that a transaction which still runs may yet write.
@@ -86,11 +88,9 @@ def position(connection: Connection) -> Position:
 
 def read(connection: Connection, since: Position) -> Changes:
     """What is visible now and was not at `since`, of the transaction's tenant."""
-    nodes: set[int] = set()
-    edges: set[int] = set()
-    for node, what in connection.execute(_READ, {"seen": str(since)}):
-        (nodes if what == "node" else edges).add(node)
-    return Changes(frozenset(nodes), frozenset(edges))
+    row = connection.execute(f"SELECT {NEW}", {"seen": str(since)}).fetchone()
+    assert row is not None
+    return Changes(*map(frozenset, row))
 
 
 def prune(connection: Connection, keep: timedelta) -> int:

@@ -66,12 +66,17 @@ def folder_of(root: Path, tenant: str, head: Head, options: ReplicaOptions) -> P
 
 
 def latest(folder: Path, tenant: str, head: Head, options: ReplicaOptions) -> Base | None:
-    """The newest base in `folder` that is whole and this memory's; one that is not is set aside."""
+    """The newest base in `folder` that is whole and this memory's; one that was harmed is set aside."""
     for path in files.published(folder):
         try:
-            return open_base(path, tenant, head, options)
+            about = files.verified(path)
         except (ArtifactError, OSError):
             files.set_aside(path)
+            continue
+        try:
+            return _opened(path, about, tenant, head, options)
+        except ArtifactError:  # as it was published, and of no use any more; it holds texts
+            files.remove(path)
     return None
 
 
@@ -80,8 +85,12 @@ def open_base(path: Path, tenant: str, head: Head, options: ReplicaOptions) -> B
     Raises:
         ArtifactError: a byte differs from what was written, or the base is another memory's, or of another time.
     """
-    about = files.verified(path)
-    _check(path, about, tenant, head, options)
+    return _opened(path, files.verified(path), tenant, head, options)
+
+
+def _opened(path: Path, about: dict[str, object], tenant: str, head: Head, options: ReplicaOptions) -> Base:
+    _same({**_identity(tenant, head), "words": options.words}, about, str(path))
+    _reachable(Position.of(str(about["position"])), head, str(path))
     shape = about["shape"]
     assert isinstance(shape, dict)
     return Base(
@@ -95,11 +104,6 @@ def open_base(path: Path, tenant: str, head: Head, options: ReplicaOptions) -> B
         texts=Texts(path / "texts"),
         words=WordIndex.open(path / "words") if about["words"] else None,
     )
-
-
-def _check(path: Path, about: dict[str, object], tenant: str, head: Head, options: ReplicaOptions) -> None:
-    _same({**_identity(tenant, head), "words": options.words}, about, str(path))
-    _reachable(Position.of(str(about["position"])), head, str(path))
 
 
 def check_grown(base: Base, position: Position, head: Head) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from ruvllm.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 _BASE, _STAGING, _REFUSED = "base-", "staging-", "refused-"
+_LOCK = "lock"
 _NAME_LENGTH = 32  # hexadecimal digits: 128 bits
 _MAX_MANIFEST = 2**20
 
@@ -31,7 +33,7 @@ def staging(folder: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
 
 
 def publish(staged: Path, about: Mapping[str, object]) -> Path:
@@ -78,26 +80,47 @@ def published(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_BASE}*"), key=_modified, reverse=True)
 
 
+def refused(folder: Path) -> list[Path]:
+    """Folders that were set aside."""
+    return list(folder.glob(f"{_REFUSED}*"))
+
+
+def touch(folder: Path) -> None:
+    """Note that it is used, where it may be written to; see `unused_s`."""
+    with suppress(OSError):
+        (folder / _LOCK).touch(mode=0o600)
+
+
+def unused_s(folder: Path) -> float:
+    """Seconds since it was last used."""
+    return time.time() - max(_modified(folder), _modified(folder / _LOCK))
+
+
 def set_aside(path: Path) -> None:
     """Keep a refused folder under another name, for whoever wants to know why; an earlier one makes room."""
-    for earlier in path.parent.glob(f"{_REFUSED}*"):
-        shutil.rmtree(earlier, ignore_errors=True)
+    for earlier in refused(path.parent):
+        remove(earlier)
     with suppress(OSError):  # another process did it
         path.rename(path.with_name(_REFUSED + path.name))
+
+
+def remove(folder: Path) -> None:
+    """Who has it mapped keeps it."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def tidy(folder: Path, keep: Path) -> None:
     """Remove what `keep` replaced and what killed builders left; call it with the builder's lock held."""
     for path in (*folder.glob(f"{_STAGING}*"), *published(folder)):
         if path != keep:
-            shutil.rmtree(path, ignore_errors=True)  # who has it mapped keeps it
+            remove(path)
 
 
 @contextmanager
 def builders_lock(folder: Path) -> Iterator[None]:
     """One process at a time builds in `folder`; the lock goes with the process."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / "lock").open("w") as file:
+    with (folder / _LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -49,7 +49,7 @@ class ReplicaState:
     nodes: int  # that a search can find
     delta: int  # rows that came after the base
     tombstones: int  # rows of the base that are archived, deleted or replaced
-    staleness_s: float  # since the last time it was level with Postgres
+    staleness_s: float | None  # since the last time it was level with Postgres; None while there is no base
     bytes: int  # vectors, graph and arrays, mapped or not; texts stay on disk
     position: int  # xmin of what it has seen
 

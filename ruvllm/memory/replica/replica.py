@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from ruvllm.database.pool import Database
 from ruvllm.errors import ArtifactError, DatabaseError, InputError, ReplicaUnavailable
-from ruvllm.memory import changes, hnsw
+from ruvllm.memory import hnsw
 from ruvllm.memory.filters import Filter
 from ruvllm.memory.records import Found, Neighbourhood, Node, NodeColumns, Vector, Walk
-from ruvllm.memory.replica import base, files, source
+from ruvllm.memory.replica import base, files, leftovers, source
 from ruvllm.memory.replica.follower import Follower
 from ruvllm.memory.replica.options import ReplicaOptions, ReplicaState
 from ruvllm.memory.replica.view import View
@@ -148,7 +148,7 @@ class Replica:
     @property
     def state(self) -> ReplicaState:
         view, trouble = self._view, self._unfit()
-        staleness = time.monotonic() - self._level_at if view else float("inf")
+        staleness = time.monotonic() - self._level_at if view else None
         reason = trouble or self._trouble
         if view is None:
             return ReplicaState(False, reason, 0, 0, 0, staleness, 0, 0)
@@ -267,6 +267,7 @@ class Replica:
         with self._following:
             self._level_at = _catch_up(self.database, view)
             self._view, self._trouble = view, ""
+        leftovers.clear(self._root, self.database.tenant, head, self.options)
 
     def _newer(self, found: base.Base | None) -> base.Base | None:
         """`found`, where it is of a later time than the base in use."""
@@ -291,17 +292,13 @@ def _catch_up(database: Database, view: View, exported: str = "") -> float:
     """
     started = time.monotonic()
     with source.snapshot(database, exported) as connection:
-        head = source.head(connection)
-        base.check_grown(view.base, view.position, head)
-        if head.position.xmax < view.position.xmax:  # an exported snapshot of before: the view has more already
-            return started
-        new = changes.read(connection, view.position)
-        nodes = list(source.nodes(connection, new.nodes)) if new.nodes else []
-        # with its node, a packed row that did not change: an archived node's was not kept
-        edges = list(source.edges(connection, new.nodes | new.edges)) if new else []
-    if new:
-        view.apply(nodes, new.nodes - {node.id for node in nodes}, edges)
-    view.position = head.position
+        news = source.news(connection, view.position, lineage=bool(view.base.identity["system"]))
+    base.check_grown(view.base, view.position, news.head)
+    if news.head.position.xmax < view.position.xmax:  # an exported snapshot of before: the view has more already
+        return started
+    if news.nodes or news.gone or news.edges:
+        view.apply(news.nodes, news.gone, news.edges)
+    view.position = news.head.position
     return started
 
 

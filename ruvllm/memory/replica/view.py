@@ -62,9 +62,8 @@ class View:
         self._columns, self._adjacency = base.columns, base.adjacency
         self._lock = threading.Lock()
         n = base.graph.n
-        self._place = np.arange(n)  # (n,) by name of the base: its own row, or that of the delta, from n on
-        self._stays = np.ones(n, dtype=bool)  # (n,) whether that is its own row
-        self._later_place: dict[int, int] = {}  # the same for names that the base's graph does not have
+        self._stays = np.ones(n, dtype=bool)  # (n,) whether a name of the base still has its own row of the graph
+        self._places: dict[int, int] = {}  # of the other names: rows of the delta, from n on
         self._fresh: Vector = np.empty((0, base.graph.dimension), dtype=np.float32)
         self._owners: Names = np.empty(0, dtype=np.int64)
         self._standing = np.zeros(0, dtype=bool)  # (m,) whether the row still is its owner's
@@ -95,7 +94,7 @@ class View:
     def _measured(self) -> Held:
         n = self.base.graph.n
         own = int(np.count_nonzero(self._columns.live(slice(n)) & self._stays))
-        arrays = (self._fresh, self._owners, self._standing, self._place, self._stays)
+        arrays = (self._fresh, self._owners, self._standing, self._stays)
         size = sum(array.nbytes for array in arrays) + self._columns.nbytes + self._adjacency.nbytes
         size += self.base.graph.nbytes + (self.base.words.nbytes if self.base.words else 0)
         return Held(
@@ -134,13 +133,12 @@ class View:
             self._counted.pop(name, None)
 
     def _place_of(self, name: int) -> int | None:
-        return int(self._place[name]) if name < self.base.graph.n else self._later_place.get(name)
+        return self._places.get(name, name if name < self.base.graph.n else None)
 
     def _move(self, name: int, place: int) -> None:
+        self._places[name] = place
         if name < self.base.graph.n:
-            self._place[name], self._stays[name] = place, False
-        else:
-            self._later_place[name] = place
+            self._stays[name] = False
 
     def _vector_at(self, place: int) -> NDArray[np.float16]:
         n = self.base.graph.n

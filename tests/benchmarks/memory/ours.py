@@ -75,8 +75,7 @@ class SqlMemory:
         return self.memory.search(vector, k)
 
     def search(self, vector: Vector, k: int) -> Ids:
-        with self.database.transaction() as connection:
-            return search.search(connection, vector, k, ef=self._ef(k)).ids - 1
+        return search.nearest(self.database, vector, k, ef=self._ef(k)).ids - 1
 
     def search_batch(self, vectors: Vector, k: int) -> object:
         with self.database.transaction() as connection:
@@ -86,8 +85,7 @@ class SqlMemory:
         return np.array([hit.node.id for hit in self.hits(vector, k)], dtype=np.int64) - 1
 
     def walk(self, seeds: Sequence[int], walk: Walk) -> object:
-        with self.database.transaction() as connection:
-            return edges.walk(connection, seeds, walk)
+        return edges.walked(self.database, seeds, walk)
 
     def cpu_s(self) -> float:
         return server_cpu(self._backend)
@@ -126,9 +124,14 @@ class Replica:
 
     def with_neighbours(self, vector: Vector, k: int) -> object:
         """What an answer's context is chosen from: k nearest, two hops around them, the top 256 with their metadata."""
-        seeds = self.replica.search(vector, k).ids.tolist()
-        reached = self.replica.walk(seeds, Walk(hops=2, limit=256))
-        return self.replica.nodes(reached.ids.tolist())
+        return self.replica.columns(self._around(vector, k))
+
+    def with_texts(self, vector: Vector, k: int) -> object:
+        """The same as whole nodes with their texts, which are read from disk and decoded."""
+        return self.replica.nodes(self._around(vector, k))
+
+    def _around(self, vector: Vector, k: int) -> Ids:
+        return self.replica.walk(self.replica.search(vector, k).ids, Walk(hops=2, limit=256)).ids
 
     def close(self) -> None:
         self.replica.close()

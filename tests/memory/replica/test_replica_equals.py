@@ -18,6 +18,7 @@ from ruvllm.database.pool import Database
 from ruvllm.memory.filters import Filter
 from ruvllm.memory.records import KINDS, RELATIONS, TRUSTS, Edge, Walk
 from ruvllm.memory.replica import Replica, source
+from ruvllm.memory.replica.columns import Places
 from ruvllm.memory.rows import half
 
 DOMAINS, TAGS, WRITERS = ("", "law", "art"), ("a", "b", "c"), ("", "eve", "bob")
@@ -304,3 +305,45 @@ def test_a_walk_in_sql_is_the_same_walk(linked: tuple[Database, list[int]], open
         assert found.edges == sql.edges
 
     check()
+
+
+def test_columns_and_vectors_are_those_of_the_nodes(linked: tuple[Database, list[int]], open_replica: Callable) -> None:
+    """Of the base, of what came after it and of what was changed; archived and unknown ones are left out alike."""
+    database, ids = linked
+    replica = open_replica()
+    with database.transaction() as connection:
+        added = insert(connection, [node(units(1, seed=9)[0], domain="a new domain", confidence=0.25)], START)
+        connection.execute(
+            "UPDATE memory.nodes SET domain = 'another', embedding = %s::real[]::halfvec WHERE id = %s",
+            [units(1, seed=10)[0].tolist(), ids[20]],
+        )
+        archive(connection, ids[30:33])
+    replica.follow()
+    asked = [added[0], 10**9, *ids[60:0:-1]]
+    nodes, columns = replica.nodes(asked), replica.columns(np.array(asked))
+    assert columns.ids.tolist() == [each.id for each in nodes]
+    assert [KINDS[code] for code in columns.kind] == [each.kind for each in nodes]
+    assert [TRUSTS[code] for code in columns.trust] == [each.trust for each in nodes]
+    assert [columns.domains[code] for code in columns.domain] == [each.domain for each in nodes]
+    assert np.allclose(columns.confidence, [each.confidence for each in nodes])
+    with database.transaction() as connection:
+        rows = connection.execute(
+            "SELECT id, created_at, embedding FROM memory.nodes WHERE id = ANY(%s)", [columns.ids.tolist()]
+        ).fetchall()
+    created, vectors = {row[0]: row[1] for row in rows}, {row[0]: row[2].to_numpy() for row in rows}
+    since = datetime(1970, 1, 1, tzinfo=UTC)
+    assert [since + timedelta(microseconds=us) for us in columns.created.tolist()] == [created[i] for i in columns.ids]
+    assert np.array_equal(replica.vectors(columns.ids), np.array([vectors[i] for i in columns.ids], dtype=np.float32))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    ids=st.lists(st.one_of(st.just(0), st.integers(1, 60), st.integers(1, 2**62)), max_size=30),
+    wanted=st.lists(st.one_of(st.integers(-5, 70), st.integers(-(2**62), 2**62)), max_size=30),
+)
+def test_ids_are_found_where_they_stand(ids: list[int], wanted: list[int]) -> None:
+    """Ids that lie close together and ids that do not; 0 stands nowhere."""
+    ids = [id for place, id in enumerate(ids) if id == 0 or id not in ids[:place]]
+    wanted = [*wanted, *ids, 0]
+    found = Places(np.array(ids, dtype=np.int64)).find(np.array(wanted, dtype=np.int64))
+    assert found.tolist() == [ids.index(id) if id > 0 and id in ids else -1 for id in wanted]

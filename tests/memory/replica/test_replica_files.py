@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psycopg
 import pytest
 from replica_nodes import ALONE, Written, archive, insert, node, units
 
@@ -135,6 +138,43 @@ def test_a_base_from_before_the_log_begins_is_refused(written: Written, saved: P
         opened(written, saved, whole_from=10**9)
 
 
+def test_what_was_forgotten_lies_in_no_base_any_more(written: Written, saved: Path, open_replica: Open) -> None:
+    """The log begins anew: bases of before go, set aside or not, and those that another process saved without words."""
+    open_replica(replace(ALONE, words=False)).close()
+    refused = saved.with_name("refused-" + saved.name)
+    shutil.copytree(saved, refused)
+    (refused / "graph.faiss").write_bytes(b"harmed")
+    open_replica().close()
+    assert refused.exists(), "what was harmed is kept for whoever wants to know why"
+    with psycopg.connect(written.database._dsn) as connection:
+        forgotten = "UPDATE memory.change_log SET whole_from = (pg_current_xact_id()::text::bigint + 1)::text::xid8"
+        connection.execute(forgotten)
+    root = saved.parents[3]
+    before = {path.parent.name for path in root.rglob("manifest.json")}
+    assert len(before) == 3
+    replica = open_replica()
+    assert replica.state.nodes == 300
+    assert {path.parent.name for path in root.rglob("manifest.json")} == {only(root.parent).name} - before
+
+
+def test_bases_of_an_earlier_encoder_or_of_a_log_long_unused_are_removed(
+    written: Written, saved: Path, open_replica: Open
+) -> None:
+    log, encoder = saved.parent, saved.parents[1]
+    earlier_encoder = encoder.with_name("0" * 16) / log.name
+    shutil.copytree(log, earlier_encoder)
+    fresh, unused = log.with_name("1" * 16), log.with_name("2" * 16)
+    for folder in (fresh, unused):
+        shutil.copytree(log, folder)
+    for path in (unused, unused / "lock"):
+        os.utime(path, (0, 0))
+    other_tenant = saved.parents[2].with_name("3" * 16) / encoder.name / log.name
+    shutil.copytree(log, other_tenant)
+    open_replica()
+    gone = [path for path in (earlier_encoder, unused, fresh, other_tenant) if not path.exists()]
+    assert gone == [earlier_encoder, unused]
+
+
 def test_a_base_without_words_is_not_opened_where_words_are_wanted(written: Written, saved: Path) -> None:
     with pytest.raises(ArtifactError, match="words is True, want False"):
         opened(written, saved, ReplicaOptions(words=False))
@@ -217,6 +257,7 @@ def test_a_cold_replica_says_so_and_is_ready_when_its_base_is_there(written: Wri
         connection.execute("LOCK TABLE memory.nodes IN ACCESS EXCLUSIVE MODE")
         replica = open_replica(ReplicaOptions(poll_s=0, max_staleness_s=3600, wait=False))
         assert not replica.state.ready
+        assert replica.state.staleness_s is None
         with pytest.raises(ReplicaUnavailable, match="it has no base yet"):
             replica.search(written.vectors[0], 1)
     replica._builder.join()
