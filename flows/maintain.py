@@ -1,4 +1,4 @@
-"""Maintain: bursts taken in, duplicates merged, clusters summed up, the unused archived, edges faded, indexes kept fit."""
+"""Maintain: bursts taken in, duplicates merged, clusters summed up, the unused archived, edges faded, indexes fit."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.errors import DatabaseError, InferenceError
 from ruvllm.interactions import ATTEMPTS, Interaction, Interactions
+from ruvllm.memory.records import NewNode
 from ruvllm.memory.store import Memory
 
 ROW = {
@@ -160,3 +161,21 @@ def test_two_at_once_settle_each_row_once(interactions: Interactions, database: 
     assert sum(done) == 12
     assert memory.counts()["Fact"] == 12
     assert replace(interactions.outbox(), oldest_s=0.0).depth == 0
+
+
+@pytest.mark.parametrize(("gold", "moved"), [("Accra", 1), ("Lome", -1)])
+def test_edges_among_what_an_answer_was_made_from_learn(
+    memory: Memory, interactions: Interactions, database: Database, gold: str, moved: int
+) -> None:
+    used = list(memory.add([NewNode(f"Passage {i} about Ghana.", source="test") for i in range(3)]).ids)
+    memory.link_all([(used[0], used[1], "SameTopic", 0.5), (used[0], used[2], "SameTopic", 0.5)], "test")
+    _ask(interactions, "What is the capital of Ghana?", "Accra", gold=[gold], used=used[:2])
+    interactions.settle(memory)
+    with database.transaction() as connection:
+        weights = dict(
+            connection.execute(
+                "SELECT dst, (weight - 0.5)::float8 FROM memory.edges WHERE src = %s AND rel = 'SameTopic'", [used[0]]
+            ).fetchall()
+        )
+    assert weights[used[1]] * moved > 0.04
+    assert weights[used[2]] == 0.0  # its end was not in the prompt

@@ -44,7 +44,7 @@ _ADD = """
                                tags, metadata)
     SELECT current_setting('app.tenant'), kind, domain, trust, hash, embedding, confidence, text, source, writer,
            string_to_array(tags, E'\\x1f'), metadata
-    FROM unnest(%(kind)s::text[], %(domain)s::text[], %(trust)s::text[], %(hash)s::bytea[], %(embedding)s::halfvec[],
+    FROM unnest(%(kind)s::text[], %(domain)s::text[], %(trust)s::text[], %(hash)s::bytea[], %(embedding)b::halfvec[],
                 %(confidence)s::real[], %(text)s::text[], %(source)s::text[], %(writer)s::text[], %(tags)s::text[],
                 %(metadata)s::jsonb[])
         AS new (kind, domain, trust, hash, embedding, confidence, text, source, writer, tags, metadata)
@@ -123,7 +123,8 @@ def merge(
     whose content memory holds, or took in by a merge, only raises that node's trust.
     """
     began = time.perf_counter()
-    total = waiting(database).rows if limit is None else min(limit, waiting(database).rows)
+    left = waiting(database)
+    total = left.rows if limit is None else min(limit, left.rows)
     if embedder is not None:
         _embed_waiting(database, embedder, total)
     merged = known = 0
@@ -133,7 +134,8 @@ def merge(
             break
         merged, known = merged + written, known + held
         progress(merged + known, total)
-    left = waiting(database)
+    if total:
+        left = waiting(database)
     return MergeReport(merged, known, left.rows, left.unembedded, time.perf_counter() - began)
 
 
@@ -247,7 +249,7 @@ def _merge_batch(database: Database, limit: int) -> tuple[int, int]:
 
 
 def _merge_next(connection: Connection, limit: int) -> tuple[int, int]:
-    found = connection.execute(_NEXT, {"limit": limit}).fetchall()
+    found = connection.cursor(binary=True).execute(_NEXT, {"limit": limit}).fetchall()  # vectors as text cost more
     nodes = {ready.hash: ready for ready in map(_from_row, found)}
     archive.revive(connection, list(nodes))
     known = rows.live(connection, list(nodes))

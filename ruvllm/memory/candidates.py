@@ -68,7 +68,8 @@ class Nearby:
 def nearest(connection: Connection, vector: Vector, k: int) -> dict[int, float]:
     """Similarity by id of the `k` live nodes nearest to `vector` (d,)."""
     rows.by_index(connection, hnsw.ef_search(k, 0))
-    found = connection.execute(_NEAREST, {"vector": rows.half(vector), "k": k})
+    found = connection.execute(_NEAREST, {"vector": rows.half(vector), "k": k}).fetchall()
+    rows.by_any_plan(connection)
     return {id: float(similarity) for id, similarity in found}
 
 
@@ -81,6 +82,7 @@ def around(
         rows.by_index(connection, ef)
         near = [connection.execute(_NEAREST, {"vector": rows.half(vector), "k": k}) for vector in vectors]
         mates = connection.execute(_MATES, _signed([(_LATER_THAN_ALL, *each) for each in _places(bands)]))
+        rows.by_any_plan(connection)
         found = [{id: float(similarity) for id, similarity in cursor} for cursor in near]
         return found, {other for _, other in mates}
 
@@ -98,7 +100,8 @@ def of_interest(
 def neighbours(connection: Connection, ids: Sequence[int], k: int, floor: float) -> dict[tuple[int, int], float]:
     """Similarity by (newer id, older id) of each node of `ids` and its `k` nearest, from `floor` on."""
     rows.by_index(connection, hnsw.ef_search(k, 0))
-    found = connection.execute(_NEIGHBOURS, {"ids": list(ids), "k": k, "floor": floor})
+    found = connection.execute(_NEIGHBOURS, {"ids": list(ids), "k": k, "floor": floor}).fetchall()
+    rows.by_any_plan(connection)
     return {(max(a, b), min(a, b)): float(similarity) for a, b, similarity in found}
 
 

@@ -20,6 +20,7 @@ from ruvllm.errors import ContractError, DatabaseError, EncoderMismatchError
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.tiers import active_ladder
 from ruvllm.interactions import Interactions
+from ruvllm.memory import burst
 from ruvllm.memory.store import Memory
 from ruvllm.router.store import BundleStore
 from ruvllm.serving.service import GatewayService
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ruvllm.memory.replica import Replica
 
 log = logging.getLogger(__name__)
+
+_TAKEN_IN = 400  # rows of bursts between two settlings: a second or two
 
 
 def build_service(settings: Settings) -> GatewayService:
@@ -49,7 +52,8 @@ def build_service(settings: Settings) -> GatewayService:
         late = LateMemory(settings, database, embedder, in_process=settings.replica)
         opened.callback(late.close)
         perception = Perception(settings, embedder, _memory(late))
-        answerer = Answerer(settings, perception, pool, Interactions(database))
+        interactions = Interactions(database)
+        answerer = Answerer(settings, perception, pool, interactions)
         log.info("%s", pool.ladder.note)
         closing = opened.pop_all()
         service = GatewayService(
@@ -59,6 +63,8 @@ def build_service(settings: Settings) -> GatewayService:
             settings,
             warm=lambda: _load(pool),
             on_close=closing.close,
+            outbox=interactions.outbox,
+            take_in=late.take_in,
         )
         service.metrics.watch_memory(late.reading)
         return service
@@ -124,6 +130,15 @@ class LateMemory:
         with self._opening:
             if self._replica is not None:
                 self._replica.close()
+
+    def take_in(self) -> int:
+        """Make nodes of rows of bursts that wait, not many at once; how many still wait.
+
+        Raises:
+            DatabaseError: Postgres is away.
+        """
+        self.open()
+        return burst.merge(self._database, self._embedder, _TAKEN_IN).left
 
     def reading(self) -> ReadingState | None:
         """For metrics; None until memory is open."""

@@ -13,6 +13,7 @@ from ruvllm import __version__
 from ruvllm.answer import Answer
 
 if TYPE_CHECKING:
+    from ruvllm.interactions import OutboxState
     from ruvllm.memory.reading import ReadingState
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -42,6 +43,10 @@ class Metrics:
         self.queue_depth = self._gauge("queue_depth", "Requests that wait for a model")
         self.stale = self._gauge("router_stale_seconds", "Since the ledger was last read")
         self.db_up = self._gauge("db_up", "Whether Postgres answered last")
+        self.outbox_depth = self._gauge("outbox_depth", "Answers that wait to be scored and written back")
+        self.outbox_oldest = self._gauge("outbox_oldest_seconds", "How long the oldest of these has waited")
+        self.outbox_failed = self._gauge("outbox_failed", "Answers whose settling was given up")
+        self.ingest_waiting = self._gauge("ingest_waiting", "Rows of bursts that are not found yet")
         self.version = self._gauge("router_version_info", "The router that decides", "version", "sha256")
         self._gauge("build_info", "This code", "version").labels(__version__).set(1)
 
@@ -67,6 +72,12 @@ class Metrics:
         """The router in use; the series of the one before ends."""
         self.version.clear()
         self.version.labels(version, sha256).set(1)
+
+    def waiting(self, outbox: OutboxState) -> None:
+        """What waits in the outbox, as of now."""
+        self.outbox_depth.set(outbox.depth)
+        self.outbox_oldest.set(outbox.oldest_s)
+        self.outbox_failed.set(outbox.failed)
 
     def watch_memory(self, reading: Callable[[], ReadingState | None]) -> None:
         """Show how memory is read, as `reading` says at each look."""
@@ -103,7 +114,8 @@ class _MemoryMetrics(Collector):
             yield _sample("nodes", "Nodes that a search can find", replica.nodes)
             yield _sample("replica_ready", "Whether the replica may answer", float(replica.ready))
             yield _sample("replica_bytes", "Vectors, graph and arrays of the replica", replica.bytes)
-            yield _sample("replica_staleness_seconds", "Since the replica was level with Postgres", replica.staleness_s)
+            if (staleness := replica.staleness_s) is not None:
+                yield _sample("replica_staleness_seconds", "Since the replica was level with Postgres", staleness)
 
 
 def _sample(name: str, text: str, value: float) -> Metric:

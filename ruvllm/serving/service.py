@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import anyio
+import psycopg
 
 from ruvllm.answer import Answer, Ask
 from ruvllm.database.pool import Database
 from ruvllm.errors import BundleError, DatabaseError, OverloadedError, RuvllmError
 from ruvllm.inference.tiers import Ladder
+from ruvllm.interactions import OutboxState
 from ruvllm.memory.records import Hit
 from ruvllm.registry.fetch import sync_champion
 from ruvllm.router.decision import Decision
@@ -72,7 +74,10 @@ class State:
 
 
 class GatewayService:
-    """One gateway's parts and threads. `warm` loads the models while the first requests come; `on_close` ends all."""
+    """One gateway's parts and threads. `warm` loads the models while the first requests come; `on_close` ends all.
+
+    `outbox` says what waits to be settled; `take_in` makes waiting rows of bursts nodes and says how many still wait.
+    """
 
     def __init__(
         self,
@@ -82,11 +87,14 @@ class GatewayService:
         settings: Settings,
         warm: Callable[[], None] = lambda: None,
         on_close: Callable[[], None] = lambda: None,
+        outbox: Callable[[], OutboxState] | None = None,
+        take_in: Callable[[], int] | None = None,
     ) -> None:
         self.answerer, self.database, self.store, self.settings = answerer, database, store, settings
         self.metrics = Metrics()
         self.capacity = 2 * len(answerer.ladder.tiers)  # two a model: one that runs, one that waits
         self._warm, self._on_close = warm, on_close
+        self._outbox, self._take_in = outbox, take_in
         self._taken, self._lock = 0, threading.Lock()
         self._executor = ThreadPoolExecutor(self.capacity, thread_name_prefix="answer")
         self._ending = threading.Event()
@@ -184,14 +192,23 @@ class GatewayService:
         self._load(current)
 
     def settle(self) -> None:
-        """Score and write back what waits in the outbox; what fails waits for the next time."""
+        """Score and write back what waits in the outbox, take in bursts; what fails waits for the next time."""
+        self._try("outbox", self._settle_outbox)
+        if (take_in := self._take_in) is not None:
+            self._try("bursts", lambda: self.metrics.ingest_waiting.set(take_in()))
+
+    def _settle_outbox(self) -> None:
+        self.metrics.settled.inc(self.answerer.settle_outbox(_SETTLE_BATCH))
+        if self._outbox is not None:
+            self.metrics.waiting(self._outbox())
+
+    def _try(self, name: str, work: Callable[[], None]) -> None:
         try:
-            done = self.answerer.settle_outbox(_SETTLE_BATCH)
-        except (RuvllmError, OSError) as error:
-            self._note("outbox", error)
-            return
-        self._clear("outbox")
-        self.metrics.settled.inc(done)
+            work()
+        except (RuvllmError, OSError, psycopg.Error) as error:
+            self._note(name, error)
+        else:
+            self._clear(name)
 
     def _load(self, current: CurrentBundle | None) -> None:
         if current is None or current.sha256 == self._seen:

@@ -154,3 +154,14 @@ def shared_database(template: str, postgres):
     database = Database(with_database(template, "bursts"))
     yield database
     database.close()
+
+
+def test_what_was_archived_and_comes_again_lives_again(memory: Memory, database: Database) -> None:
+    [first] = memory.add(NODES[:1]).ids
+    with database.transaction() as connection:
+        connection.execute("UPDATE memory.nodes SET archived_at = now() WHERE id = %s", [first])
+    burst.add(database, NODES[:2], _vectors(memory, NODES[:2]))
+    merged = burst.merge(database, None)
+    assert (merged.merged, merged.known) == (1, 1)
+    assert [node.id for node in memory.get([first])] == [memory.search_text(NODES[0].text, 1)[0].node.id]
+    assert memory.counts()["archived"] == 0

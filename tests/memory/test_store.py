@@ -192,3 +192,18 @@ def test_vectors_of_different_encoders_never_meet(
 ) -> None:
     with pytest.raises(EncoderMismatchError, match=rf"test-encoder \(384 .*{encoder.id} \({encoder.dimension} dim"):
         Memory(database, EmbeddingAdapter(encoder), settings)
+
+
+def test_what_was_archived_and_comes_again_lives_again(memory: Memory, database: Database) -> None:
+    node, other = (
+        NewNode("The harbour of Tema lies east of Accra.", source="guide"),
+        NewNode("Lome is a port.", source="g"),
+    )
+    [first, _] = memory.add([node, other]).ids
+    with database.transaction() as connection:
+        connection.execute("UPDATE memory.nodes SET archived_at = now() WHERE id = %s", [first])
+        connection.execute("DELETE FROM memory.minhash_bands WHERE node = %s", [first])
+    again = memory.add([node, other])
+    assert (again.ids[0], again.written) == (first, 0)
+    assert memory.search_text(node.text, 1)[0].node.id == first
+    assert memory.counts()["archived"] == 0

@@ -155,5 +155,5 @@ def test_without_rensa_datasketch_signs(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_search_keeps_at_least_k_candidates() -> None:
-    assert [ef_search(k, 0) for k in (1, 32, 64, 2000)] == [32, 32, 64, 1000]
-    assert [ef_search(10, n) for n in (99_999, 100_000, 10**6, 10**7)] == [32, 64, 128, 256]
+    assert [ef_search(k, 0) for k in (1, 64, 65, 2000)] == [64, 64, 65, 1000]
+    assert [ef_search(10, n) for n in (99_999, 100_000, 10**6, 10**7)] == [64, 64, 128, 256]

@@ -359,3 +359,13 @@ def test_with_the_real_encoder(template: str, settings: Settings, postgres) -> N
     ):
         assert memory.search_text(question, 1)[0].node.id == wanted.node
     database.close()
+
+
+def test_what_is_written_after_a_search_is_planned_with_sorts(memory: Memory, database: Database) -> None:
+    """Without them the triggers of a write read every node there is, in the order of an index."""
+    with database.transaction() as connection:
+        result = memory.write_back(
+            "When was the harbour of Tema opened?", "In 1962.", 1.0, "gold", connection=connection
+        )
+        assert result.outcome == "written"
+        assert connection.execute("SELECT current_setting('enable_sort')").fetchone() == ("on",)

@@ -11,6 +11,10 @@ from ruvllm.database.pool import Database
 from ruvllm.embedding import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.errors import DatabaseError, EncoderMismatchError, ProcessError
+from ruvllm.interactions import OutboxState
+from ruvllm.memory import burst
+from ruvllm.memory.records import NewNode
+from ruvllm.router.store import BundleStore
 from ruvllm.serving.build import LateMemory
 from ruvllm.serving.fake import FakeAnswerer
 from ruvllm.serving.probe import ask_gateway
@@ -57,3 +61,36 @@ def test_the_probe_refuses_another_router(
     monkeypatch.setattr("ruvllm.serving.probe._RELOAD_S", 0.0)
     with pytest.raises(ProcessError, match="router 'night-0001' decides, want 'night-0002'"):
         ask_gateway(settings, "night-0002", "Hello?")
+
+
+def test_the_gateway_takes_bursts_in_and_says_what_waits(
+    settings: Settings, database_url: str, database: Database, answerer: FakeAnswerer
+) -> None:
+    embedder = EmbeddingAdapter(HashingEncoder())
+    late = LateMemory(replace(settings, database_url=database_url), database, embedder)
+    burst.add(database, [NewNode(f"Passage {i} of a burst.", source="burst") for i in range(5)])
+    service = GatewayService(
+        answerer, database, BundleStore(settings.router_dir), settings, take_in=late.take_in,
+        outbox=lambda: OutboxState(depth=3, oldest_s=42.0, retrying=1, failed=2),
+    )  # fmt: skip
+    service.settle()
+    shown = service.metrics.render().decode()
+    assert "ruvllm_outbox_depth 3.0" in shown
+    assert "ruvllm_outbox_oldest_seconds 42.0" in shown
+    assert "ruvllm_outbox_failed 2.0" in shown
+    assert "ruvllm_ingest_waiting 0.0" in shown
+    assert late.open().counts()["nodes"] == 5
+    late.close()
+
+
+def test_bursts_wait_and_settling_goes_on_while_they_cannot_be_taken_in(
+    settings: Settings, away: Database, answerer: FakeAnswerer
+) -> None:
+    late = LateMemory(
+        replace(settings, database_url="postgresql://nobody@127.0.0.1:9/none"), away, EmbeddingAdapter(HashingEncoder())
+    )
+    service = GatewayService(answerer, away, BundleStore(settings.router_dir), settings, take_in=late.take_in)
+    service.settle()
+    service.settle()
+    assert answerer.settled == 2
+    assert [text.split(":")[0] for text in service.state().degraded] == ["bursts"]
