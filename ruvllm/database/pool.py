@@ -12,13 +12,16 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from types import MappingProxyType
 from typing import TypeVar
 
 import psycopg
 from pgvector.psycopg import register_vector
 from psycopg.pq import TransactionStatus
+from psycopg.sql import SQL, Literal
 
 from ruvllm.database.dsn import check_dsn, shown
 from ruvllm.database.revival import Revival
@@ -59,13 +62,36 @@ class Database:
             DatabaseError: Postgres is down, or went away in the middle: then nothing was committed, or, where it went
                 during the commit, that is unknown. The next transaction works as soon as Postgres is back.
         """
-        with self._connection() as connection:
+        with self._slot():
+            connection, begun = self._sent(lambda connection: _begin(connection, tenant or self.tenant))
             try:
-                with connection.transaction():
-                    connection.execute("SELECT set_config('app.tenant', %s, true)", [tenant or self.tenant])
+                with ExitStack() as stack:
+                    stack.push(begun)
                     yield connection
             except psycopg.OperationalError as error:
                 raise self._error(error) from error
+            finally:
+                self._keep(connection)
+
+    def read(
+        self,
+        send: Callable[[psycopg.Connection], psycopg.Cursor[_T]],
+        settings: Mapping[str, str] = MappingProxyType({}),
+        tenant: str | None = None,
+    ) -> list[_T]:
+        """The rows of the statement that `send` executes, in a read-only transaction of `tenant` with `settings`.
+
+        All of it is one round trip, where `transaction` takes three. So `send` executes and does not fetch; on a
+        connection that has died meanwhile it is called once more, with another one.
+
+        Raises:
+            DatabaseError: Postgres is down or went away.
+        """
+        begin, whose = _settings(tuple(settings.items())), [tenant or self.tenant]
+        with self._slot():
+            connection, rows = self._sent(lambda connection: _rows(connection, begin, whose, send))
+            self._keep(connection)
+        return rows
 
     def run(self, work: Callable[[psycopg.Connection], _T], tenant: str | None = None, attempts: int = 5) -> _T:
         """What `work` gives for a transaction; where Postgres ended that for a deadlock, all of it again in a new one.
@@ -120,18 +146,44 @@ class Database:
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection]:
-        self._after_fork()
-        if not self._slots.acquire(timeout=_WAIT_S):
-            raise DatabaseError(f"{self}: all {self._size} connections were in use for {_WAIT_S:.0f} s; "
-                                "ask less at once, or look for a transaction that never ends")  # fmt: skip
-        try:
+        """One that answers, outside of any transaction."""
+        with self._slot():
             connection = self._healthy_idle() or self._connect()
             try:
                 yield connection
             finally:
                 self._keep(connection)
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        """The right to one connection."""
+        self._after_fork()
+        if not self._slots.acquire(timeout=_WAIT_S):
+            raise DatabaseError(f"{self}: all {self._size} connections were in use for {_WAIT_S:.0f} s; "
+                                "ask less at once, or look for a transaction that never ends")  # fmt: skip
+        try:
+            yield
         finally:
             self._slots.release()
+
+    def _sent(self, send: Callable[[psycopg.Connection], _T]) -> tuple[psycopg.Connection, _T]:
+        """A connection and what `send` gave for it. An idle one that proves dead costs no check before: the next does.
+
+        Nothing may be lost by sending again: `send` reads, or only begins.
+        """
+        while True:
+            idle = self._idle.pop() if self._idle else None
+            connection = idle or self._connect()
+            try:
+                return connection, send(connection)
+            except psycopg.OperationalError as error:
+                if idle is None or not _is_gone(error):
+                    self._keep(connection)
+                    raise self._error(error) from error
+                connection.close()
+            except BaseException:
+                self._keep(connection)
+                raise
 
     def _healthy_idle(self) -> psycopg.Connection | None:
         """An idle connection that still answers; the check costs one empty round trip."""
@@ -206,3 +258,39 @@ class Database:
 
     def _error(self, error: psycopg.OperationalError) -> DatabaseError:
         return DatabaseError(f'{self}: {str(error).strip()}; run "ruvllm doctor"')
+
+
+def _begin(connection: psycopg.Connection, tenant: str) -> psycopg.Transaction:
+    """A transaction that was entered; to leave it is the caller's."""
+    begun = psycopg.Transaction(connection)
+    with connection.pipeline():  # one round trip
+        begun.__enter__()
+        connection.execute("SELECT set_config('app.tenant', %s, true)", [tenant])
+    return begun
+
+
+def _rows(
+    connection: psycopg.Connection,
+    begin: bytes,
+    whose: Sequence[str],
+    send: Callable[[psycopg.Connection], psycopg.Cursor[_T]],
+) -> list[_T]:
+    """A pipeline is one transaction by itself: without BEGIN and COMMIT it ends when it is read out."""
+    with connection.pipeline():
+        connection.execute(begin, whose)
+        cursor = send(connection)
+    return cursor.fetchall()
+
+
+@lru_cache(maxsize=64)
+def _settings(wanted: tuple[tuple[str, str], ...]) -> bytes:
+    """A statement that sets them, and as its parameter the tenant, for one transaction that only reads."""
+    each = SQL("set_config({}, {}, true)")
+    more = [each.format(Literal(name), Literal(value)) for name, value in (("transaction_read_only", "on"), *wanted)]
+    statement = SQL(", ").join([SQL("SELECT set_config('app.tenant', %s, true)"), *more])
+    return statement.as_bytes()
+
+
+def _is_gone(error: psycopg.OperationalError) -> bool:
+    """Whether the connection went (no SQLSTATE, or of the classes for that), not the statement alone."""
+    return error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))

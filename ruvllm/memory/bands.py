@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psycopg
 from psycopg import Connection
@@ -88,15 +88,29 @@ def rebuild(database: Database, band: Band, progress: Progress = silent) -> None
         DatabaseError: not the owner, another rebuild runs, or no moment was found for the swap (then run it again:
             what was built is kept).
     """
-    with database.owner() as connection:
-        row = connection.execute("SELECT pg_try_advisory_lock(%s)", [_LOCK_KEY]).fetchone()
-        if row != (True,):
-            raise DatabaseError(f"{database}: another rebuild of memory's index runs; wait for it to end")
+    with database.owner() as connection, alone(database, connection):
         former = next((index for index in indexes(connection) if index.name == NEXT), None)
         if former is None or not (former.valid and former.fits(band)):  # else it got as far as the swap
             _drop(connection, NEXT)
             _build(database, connection, band, progress)
         _swap(connection)
+
+
+@contextmanager
+def alone(database: Database, connection: Connection) -> Iterator[None]:
+    """Within the block nobody else builds or drops an index of memory; `connection` is one of Database.owner.
+
+    Raises:
+        DatabaseError: somebody does.
+    """
+    row = connection.execute("SELECT pg_try_advisory_lock(%s)", [_LOCK_KEY]).fetchone()
+    if row != (True,):
+        raise DatabaseError(f"{database}: another rebuild of memory's index runs; wait for it to end")
+    try:
+        yield
+    finally:
+        with suppress(psycopg.OperationalError):  # it went, and the lock with it
+            connection.execute("SELECT pg_advisory_unlock(%s)", [_LOCK_KEY])
 
 
 def _build(database: Database, connection: Connection, band: Band, progress: Progress) -> None:

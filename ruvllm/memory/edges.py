@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from psycopg import Connection
+from psycopg import Connection, Cursor
 
+from ruvllm.database.pool import Database
 from ruvllm.memory.records import MAX_NODES, RELATIONS, Edge, Neighbourhood, Walk
 
-__all__ = ["Edge", "Walk", "link", "move", "neighbours", "walk"]
+__all__ = ["Edge", "Walk", "link", "move", "neighbours", "walk", "walked"]
 
 # In order: of two writers of the same edges in different orders, neither waits for the other crosswise.
 _LINK = """
@@ -41,18 +43,24 @@ _MOVE = (
     ) AS ends (node)
     """,
     """
-    INSERT INTO memory.edges AS e (tenant, src, dst, rel, weight, confidence, created_by, created_at, uses)
-    SELECT tenant, %(to)s, dst, rel, weight, confidence, created_by, created_at, uses
+    INSERT INTO memory.edges AS e
+        (tenant, src, dst, rel, weight, confidence, created_by, created_at, last_used_at, uses)
+    SELECT tenant, %(to)s, dst, rel, weight, confidence, created_by, created_at, last_used_at, uses
     FROM memory.edges WHERE src = %(from)s AND dst <> %(to)s ORDER BY dst, rel
     ON CONFLICT (src, dst, rel) DO UPDATE
-    SET weight = greatest(e.weight, excluded.weight), uses = e.uses + excluded.uses
+    SET weight = greatest(e.weight, excluded.weight), uses = e.uses + excluded.uses,
+        created_at = least(e.created_at, excluded.created_at),
+        last_used_at = greatest(e.last_used_at, excluded.last_used_at)
     """,
     """
-    INSERT INTO memory.edges AS e (tenant, src, dst, rel, weight, confidence, created_by, created_at, uses)
-    SELECT tenant, src, %(to)s, rel, weight, confidence, created_by, created_at, uses
+    INSERT INTO memory.edges AS e
+        (tenant, src, dst, rel, weight, confidence, created_by, created_at, last_used_at, uses)
+    SELECT tenant, src, %(to)s, rel, weight, confidence, created_by, created_at, last_used_at, uses
     FROM memory.edges WHERE dst = %(from)s AND src <> %(to)s ORDER BY src, rel
     ON CONFLICT (src, dst, rel) DO UPDATE
-    SET weight = greatest(e.weight, excluded.weight), uses = e.uses + excluded.uses
+    SET weight = greatest(e.weight, excluded.weight), uses = e.uses + excluded.uses,
+        created_at = least(e.created_at, excluded.created_at),
+        last_used_at = greatest(e.last_used_at, excluded.last_used_at)
     """,
     "DELETE FROM memory.edges WHERE src = %(from)s OR dst = %(from)s",
 )
@@ -73,12 +81,23 @@ def move(connection: Connection, source: int, target: int) -> None:
 
 def walk(connection: Connection, seeds: Sequence[int], how: Walk) -> Neighbourhood:
     """The neighbourhood of `seeds` as `how` says, from packed rows; one round trip, one snapshot."""
+    return _neighbourhood(_walk(connection, seeds, how).fetchall())
+
+
+def walked(database: Database, seeds: Sequence[int], how: Walk) -> Neighbourhood:
+    """`walk` in a transaction of its own, all of it one round trip."""
+    return _neighbourhood(database.read(lambda connection: _walk(connection, seeds, how)))
+
+
+def _walk(connection: Connection, seeds: Sequence[int], how: Walk) -> Cursor[tuple[Any, ...]]:
     codes = [RELATIONS.index(relation) + 1 for relation in how.relations]
     values = {"seeds": list(seeds), "hops": how.hops, "fan": how.fan, "frontier": how.frontier}
     values |= {"limit": how.limit, "codes": codes, "reader": how.reader}
-    row = connection.cursor(binary=True).execute(_WALK, values).fetchone()
-    assert row is not None  # the function gives one row
-    ids, hops, scores, srcs, dsts, relations, weights = row
+    return connection.cursor(binary=True).execute(_WALK, values)
+
+
+def _neighbourhood(found: Sequence[tuple[Any, ...]]) -> Neighbourhood:
+    ((ids, hops, scores, srcs, dsts, relations, weights),) = found  # the function gives one row
     names = [RELATIONS[code - 1] for code in relations]
     return Neighbourhood(
         np.array(ids, np.int64),

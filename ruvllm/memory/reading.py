@@ -115,7 +115,7 @@ class Reader:
         after = self._after(asked) or None
         return self._ask(
             lambda replica: replica.search(vector, asked.k, asked.filter, asked.ef_in_process, asked.exact, after),
-            lambda connection: self._searched(connection, vector, asked),
+            lambda database: search.nearest(database, vector, *self._in_postgres(asked)),
         )
 
     def batch(self, vectors: Vector, asked: Asked) -> list[Found]:
@@ -124,14 +124,16 @@ class Reader:
             lambda replica: self._level(replica, asked).search_batch(
                 vectors, asked.k, asked.filter, asked.ef_in_process, asked.exact
             ),
-            lambda connection: search.search_batch(connection, vectors, asked.k, asked.filter, ef, asked.exact),
+            _within(
+                lambda connection: search.search_batch(connection, vectors, asked.k, asked.filter, ef, asked.exact)
+            ),
         )
 
     def words(self, question: str, asked: Asked) -> Found:
         after = self._after(asked) or None
         return self._ask(
             lambda replica: replica.search_words(question, asked.k, asked.filter, after),
-            lambda connection: fulltext.search_words(connection, question, asked.k, asked.filter),
+            _within(lambda connection: fulltext.search_words(connection, question, asked.k, asked.filter)),
         )
 
     def hybrid(self, question: str, vector: Vector, asked: Asked) -> Found:
@@ -151,22 +153,25 @@ class Reader:
 
     def nodes_of(self, found: Found) -> list[Hit]:
         """Hits in the order of `found`, with its similarities; what was deleted meanwhile is left out."""
-        return self._ask(lambda replica: _hits_of(replica, found), lambda connection: search.hits(connection, found))
+        return self._ask(
+            lambda replica: _hits_of(replica, found), _within(lambda connection: search.hits(connection, found))
+        )
 
     def vectors(self, ids: Sequence[int], dimension: int) -> Vector:
         return self._ask(
-            lambda replica: replica.vectors(ids), lambda connection: search.vectors(connection, ids, dimension)
+            lambda replica: replica.vectors(ids),
+            _within(lambda connection: search.vectors(connection, ids, dimension)),
         )
 
     def walk(self, seeds: Sequence[int], walk: Walk, token: int = 0) -> Neighbourhood:
         after = max(self._token, token) or None
         return self._ask(
-            lambda replica: replica.walk(seeds, walk, after), lambda connection: edges.walk(connection, seeds, walk)
+            lambda replica: replica.walk(seeds, walk, after), lambda database: edges.walked(database, seeds, walk)
         )
 
     # -- which face
 
-    def _ask(self, of_replica: Callable[[Replica], T], of_postgres: Callable[[Connection], T]) -> T:
+    def _ask(self, of_replica: Callable[[Replica], T], of_postgres: Callable[[Database], T]) -> T:
         replica = self._replica
         if replica is not None:
             try:
@@ -176,8 +181,7 @@ class Reader:
             else:
                 self._reason = ""
                 return answer
-        with self.database.transaction() as connection:
-            return of_postgres(connection)
+        return of_postgres(self.database)
 
     def _fell_back(self, replica: Replica, error: ReplicaUnavailable) -> None:
         reason = "not_ready" if not replica.state.ready else "behind"
@@ -190,11 +194,10 @@ class Reader:
     def _hits(self, vector: Vector, asked: Asked) -> list[Hit]:
         if self._replica is not None:
             return self.nodes_of(self.found(vector, asked))
-        with self.database.transaction() as connection:  # one for both
-            return search.hits(connection, self._searched(connection, vector, asked))
+        return search.nearest_hits(self.database, vector, *self._in_postgres(asked))
 
-    def _searched(self, connection: Connection, vector: Vector, asked: Asked) -> Found:
-        return search.search(connection, vector, asked.k, asked.filter, asked.ef_in_postgres(self.nodes), asked.exact)
+    def _in_postgres(self, asked: Asked) -> tuple[int, Filter, int, bool]:
+        return asked.k, asked.filter, asked.ef_in_postgres(self.nodes), asked.exact
 
     def _key(self, vector: Vector, asked: Asked) -> tuple[object, ...] | None:
         """None where no replica says what has been written, or it has not seen this memory's last write yet."""
@@ -214,6 +217,16 @@ class Reader:
 
     def _after(self, asked: Asked) -> int:
         return max(self._token, asked.token)
+
+
+def _within(ask: Callable[[Connection], T]) -> Callable[[Database], T]:
+    """`ask` in a transaction."""
+
+    def asked(database: Database) -> T:
+        with database.transaction() as connection:
+            return ask(connection)
+
+    return asked
 
 
 def _hits_of(replica: Replica, found: Found) -> list[Hit]:

@@ -9,12 +9,14 @@ by one. So k nodes come where k exist, and what costs more than an index walk is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from psycopg import Connection
 from psycopg.sql import SQL, Composed
 
+from ruvllm.database.pool import Database
 from ruvllm.memory import hnsw, rows
 from ruvllm.memory.filters import Filter
 from ruvllm.memory.records import Found, Hit, Vector
@@ -52,6 +54,10 @@ _SETTINGS = """
            set_config('enable_seqscan', 'off', true)
 """
 
+# The planner holds a plan that fits every LIMIT $1 too dear and would plan each call anew (0.2 to 0.3 ms). Joins are of
+# as many rows as were asked for: by look-ups, whatever a table without statistics suggests.
+_PLAN_ONCE = {"plan_cache_mode": "force_generic_plan", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+
 _SEARCH = SQL("""
     SELECT n.id, -(n.embedding <#> %(vector)s) FROM memory.nodes n WHERE {where}
     ORDER BY n.embedding <#> %(vector)s LIMIT %(k)s
@@ -79,6 +85,14 @@ _HITS = SQL("""
     SELECT {node}, 0.0, n.embedding FROM memory.nodes n JOIN memory.node_texts t ON t.node = n.id
     WHERE n.id = ANY(%(ids)s) AND t.node = ANY(%(ids)s)
 """).format(node=NODE)
+
+# As `_HITS` of `_SEARCH`, in one statement.
+_WHOLE = SQL("""
+    SELECT {node}, f.similarity, n.embedding
+    FROM (SELECT n.id, -(n.embedding <#> %(vector)s) AS similarity FROM memory.nodes n WHERE {where}
+          ORDER BY n.embedding <#> %(vector)s LIMIT %(k)s) AS f
+    JOIN memory.nodes n ON n.id = f.id JOIN memory.node_texts t ON t.node = f.id
+""")
 
 _MEMBERS = SQL("""
     SELECT n.id, -(n.embedding <#> %(vector)s) FROM memory.nodes n WHERE {where} AND n.id = ANY (ARRAY(
@@ -109,6 +123,50 @@ def search(
         cursor = connection.cursor(binary=True).execute(_SEARCH.format(where=where), values)
     found = _found(cursor.fetchall())
     return found if len(found.ids) == k else _exact(connection, filter, values)
+
+
+def nearest(
+    database: Database, vector: Vector, k: int, filter: Filter = PLAIN, ef: int | None = None, exact: bool = False
+) -> Found:
+    """`search` in a transaction of its own, and in one round trip where the index can be asked straight away."""
+    if exact or _may_be_narrow(filter):
+        with database.transaction() as connection:
+            return search(connection, vector, k, filter, ef, exact)
+    found = _found(_read(database, False, vector, k, filter, ef))
+    if len(found.ids) == k:
+        return found
+    with database.transaction() as connection:
+        return search(connection, vector, k, filter, ef, exact=True)
+
+
+def nearest_hits(
+    database: Database, vector: Vector, k: int, filter: Filter = PLAIN, ef: int | None = None, exact: bool = False
+) -> list[Hit]:
+    """`hits` of `nearest`."""
+    if not exact and not _may_be_narrow(filter):
+        got = [rows.hit_from_row(row) for row in _read(database, True, vector, k, filter, ef)]
+        if len(got) == k:
+            return sorted(got, key=lambda hit: -hit.similarity)
+        exact = True
+    with database.transaction() as connection:
+        return hits(connection, search(connection, vector, k, filter, ef, exact))
+
+
+def _read(
+    database: Database, whole: bool, vector: Vector, k: int, filter: Filter, ef: int | None
+) -> list[tuple[Any, ...]]:
+    values = {**_values(filter), "vector": rows.half(vector), "k": k}
+    query = _query(whole, tuple(values))
+    return database.read(
+        lambda connection: connection.cursor(binary=True).execute(query, values), {**_settings(k, ef), **_PLAN_ONCE}
+    )
+
+
+@cache
+def _query(whole: bool, names: tuple[str, ...]) -> bytes:
+    """The statement for filters that set the conditions among `names`: put together once."""
+    conditions = [_CONDITIONS[name] for name in names if name in _CONDITIONS]
+    return (_WHOLE if whole else _SEARCH).format(node=NODE, where=_where([_VISIBLE, *conditions])).as_bytes()
 
 
 def search_batch(
@@ -170,8 +228,13 @@ def ef_for(budget_ms: float, costs: Sequence[tuple[int, float]] = COSTS) -> int:
 
 def conditions(filter: Filter) -> tuple[Composed, dict[str, Any]]:
     """What a WHERE says of memory.nodes n, and its parameters: only the conditions that are set."""
-    values = {name: _parameter(getattr(filter, name)) for name in _CONDITIONS if getattr(filter, name)}
-    return _where([_VISIBLE, *(_CONDITIONS[name] for name in values)]), {"reader": filter.reader, **values}
+    values = _values(filter)
+    return _where([_VISIBLE, *(_CONDITIONS[name] for name in values if name in _CONDITIONS)]), values
+
+
+def _values(filter: Filter) -> dict[str, Any]:
+    asked = {name: _parameter(getattr(filter, name)) for name in _CONDITIONS if getattr(filter, name)}
+    return {"reader": filter.reader, **asked}
 
 
 def _where(texts: Sequence[str]) -> Composed:
@@ -184,20 +247,28 @@ def _parameter(value: object) -> object:
 
 def _walk_index(connection: Connection, k: int, ef: int | None) -> None:
     """For this transaction: through HNSW, which is never the plan that a table without statistics suggests."""
+    connection.execute(_SETTINGS, [_settings(k, ef)["hnsw.ef_search"]])
+
+
+def _settings(k: int, ef: int | None) -> dict[str, str]:
     wanted = hnsw.ef_search(k, 0) if ef is None else min(max(k, ef), hnsw.MAX_EF_SEARCH)
-    connection.execute(_SETTINGS, [str(wanted)])
+    return {"hnsw.ef_search": str(wanted), "enable_sort": "off", "enable_seqscan": "off"}
 
 
 def _is_narrow(connection: Connection, filter: Filter, values: Mapping[str, Any]) -> bool:
     """Whether the conditions that an index answers leave few nodes."""
-    asked = [_CONDITIONS[name] for name in _INDEXED if name in values]
-    if not asked and "tags" not in values:
+    if not _may_be_narrow(filter):
         return False
+    asked = [_CONDITIONS[name] for name in _INDEXED if name in values]
     if "tags" in values:
         asked.append(_TAGGED)
     _walk_index(connection, 1, None)
     row = connection.execute(_FEW.format(where=_where(asked)), {**values, "cap": NARROW}).fetchone()
     return row is not None and row[0] < NARROW
+
+
+def _may_be_narrow(filter: Filter) -> bool:
+    return any(getattr(filter, name) for name in (*_INDEXED, "tags"))
 
 
 def _exact(connection: Connection, filter: Filter, values: Mapping[str, Any]) -> Found:

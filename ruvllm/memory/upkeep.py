@@ -147,7 +147,8 @@ def _reindexed(database: Database, found: AuditReport | None, progress: Progress
 
     def work() -> Said:
         with database.owner() as connection:
-            left = _drop_invalid(connection)
+            with bands.alone(database, connection):
+                left = _drop_invalid(connection)
             band, why = _due(connection, found)
         dropped = f"; leftovers dropped: {', '.join(left)}" if left else ""
         if band is None:

@@ -1,5 +1,17 @@
 -- Tenants in every key, both faces of the graph, and the log that replicas of memory are caught up from.
 
+-- From PostgreSQL 16 on, who made a role administers it and still may not become it, which every connection of ours does.
+-- 0002 took such an owner for a member.
+DO $$
+BEGIN
+    IF current_setting('server_version_num')::int >= 160000 AND NOT pg_has_role(current_user, 'ruvllm_app', 'SET') THEN
+        EXECUTE format('GRANT ruvllm_app TO %I WITH SET TRUE', current_user);
+    END IF;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE EXCEPTION 'role ruvllm_app: % may not become it; have an administrator run: GRANT ruvllm_app TO % WITH SET TRUE',
+        current_user, quote_ident(current_user) USING ERRCODE = 'insufficient_privilege';
+END $$;
+
 -- Forced row-level security hides every row from an owner who is no superuser, and it does so silently: foreign keys
 -- would be marked valid unread, and what is filled in below would stay empty. keep_tenants_apart forces it again.
 DO $$

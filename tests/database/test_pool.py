@@ -95,6 +95,80 @@ def test_idle_connections_that_died_are_replaced(database: Database, database_ur
     assert backend(database) != dead
 
 
+def tenant_and_writing(connection: psycopg.Connection) -> psycopg.Cursor[tuple[str, str, str]]:
+    query = "SELECT current_setting('app.tenant', true), current_setting('transaction_read_only'), version()"
+    return connection.execute(query)
+
+
+def test_a_read_is_of_one_tenant_and_leaves_nothing_behind(database: Database) -> None:
+    before = backend(database)
+    (row,) = database.read(tenant_and_writing, {"enable_sort": "off"}, tenant="a")
+    assert row[:2] == ("a", "on")
+    sort = "SELECT current_setting('app.tenant', true), current_setting('enable_sort')"
+    assert database.read(lambda c: c.execute(sort), {"enable_sort": "off"}) == [("default", "off")]
+    with database._connection() as connection:
+        assert connection.execute(sort).fetchone() in [("", "on"), (None, "on")]
+    assert backend(database) == before
+
+
+def test_a_read_cannot_write(database: Database) -> None:
+    insert = "INSERT INTO learning.replay_counter VALUES ('default', 1)"
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        database.read(lambda connection: connection.execute(insert))
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        database.read(lambda connection: connection.execute("SELECT * FROM nowhere"))
+    assert database.read(lambda connection: connection.execute("SELECT count(*) FROM learning.replay_counter")) == [
+        (0,)
+    ]
+
+
+def test_a_read_is_sent_again_where_its_connection_died(database: Database, database_url: str) -> None:
+    dead = backend(database)
+    sent = []
+
+    def ask(connection: psycopg.Connection) -> psycopg.Cursor[tuple[int]]:
+        sent.append(connection.info.backend_pid)
+        if len(sent) == 1:
+            end_backend(database_url, dead)
+        return connection.execute("SELECT pg_backend_pid()")
+
+    ((pid,),) = database.read(ask)
+    assert sent == [dead, pid]
+    assert pid != dead
+
+
+def test_a_read_on_an_idle_connection_that_died(database: Database, database_url: str) -> None:
+    dead = backend(database)
+    end_backend(database_url, dead)
+    ((pid,),) = database.read(lambda connection: connection.execute("SELECT pg_backend_pid()"))
+    assert pid != dead
+
+
+def test_a_read_that_is_cancelled_is_not_sent_again(database: Database) -> None:
+    database.ping()
+    sent = []
+
+    def ask(connection: psycopg.Connection) -> psycopg.Cursor[tuple[object]]:
+        sent.append(connection)
+        return connection.execute("SELECT pg_sleep(60)")
+
+    with pytest.raises(DatabaseError, match="statement timeout"):
+        database.read(ask, {"statement_timeout": "20ms"})
+    assert len(sent) == 1
+    database.ping()
+
+
+def test_a_write_is_not_begun_twice(database: Database, database_url: str) -> None:
+    """The connection dies while it is idle: the block runs once, on another one."""
+    end_backend(database_url, backend(database))
+    runs = []
+    with database.transaction() as connection:
+        runs.append(connection.execute("INSERT INTO learning.replay_counter VALUES ('default', 1)").rowcount)
+    assert runs == [1]
+    with database.transaction() as connection:
+        assert connection.execute("SELECT seen FROM learning.replay_counter").rowcount == 1
+
+
 def test_a_server_that_goes_away_and_comes_back(fragile: Database, fragile_server: EmbeddedPostgres) -> None:
     fragile.ping()
     fragile_server.stop()

@@ -13,6 +13,7 @@ from psycopg import errors
 
 from ruvllm.database import migrate
 from ruvllm.database.pool import Database
+from ruvllm.errors import DatabaseError
 from ruvllm.memory import bands, contract, edges
 from ruvllm.memory.hnsw import BANDS
 from ruvllm.memory.records import RELATIONS
@@ -329,3 +330,28 @@ def test_of_writers_at_once_one_wakes_the_replicas_and_none_waits(database: Data
             reader.execute("UPDATE memory.nodes SET domain = 'y' WHERE false")
         listener.execute("SELECT 1")
         assert list(listener.notifies(timeout=0)) == []
+
+
+@pytest.mark.usefixtures("template")  # ruvllm_app is there
+@pytest.mark.parametrize(
+    ("options", "may"), [("WITH ADMIN TRUE, SET FALSE, INHERIT FALSE", True), ("WITH SET FALSE", False)]
+)
+def test_an_owner_who_made_the_role_may_become_it(empty_database_url: str, options: str, may: bool) -> None:
+    """PostgreSQL 16 gives who creates a role only the right to grant it: nothing of ours could connect."""
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        if connection.info.server_version < 160_000:
+            pytest.skip("before PostgreSQL 16 a member may become the role")
+        connection.execute("CREATE EXTENSION vector")
+        connection.execute("DROP ROLE IF EXISTS maker")
+        connection.execute("CREATE ROLE maker LOGIN CREATEROLE PASSWORD 'maker'")
+        connection.execute(f"GRANT ruvllm_app TO maker {options}")
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} OWNER TO maker")
+    theirs = psycopg.conninfo.make_conninfo(empty_database_url, user="maker", password="maker")
+    if not may:
+        with pytest.raises(DatabaseError, match="GRANT ruvllm_app TO maker WITH SET TRUE"):
+            migrate.upgrade(theirs, "test-encoder", 384)
+        return
+    migrate.upgrade(theirs, "test-encoder", 384)
+    database = Database(theirs)
+    database.ping()
+    database.close()

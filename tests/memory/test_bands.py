@@ -196,7 +196,7 @@ def test_killed_in_the_middle_of_a_rebuild(mortal_server: EmbeddedPostgres) -> N
 @pytest.mark.parametrize(
     ("k", "nodes", "budget_ms", "wanted"),
     [
-        (10, 5_000, None, 32),
+        (10, 5_000, None, 64),
         (10, 500_000, None, 64),
         (100, 5_000, None, 100),
         (10, 500_000, 1.0, 32),

@@ -223,6 +223,23 @@ def test_an_error_that_is_no_deadlock_is_told_at_once(memory: Memory) -> None:
     assert len(attempts) == 1
 
 
+def test_a_moved_edge_keeps_its_times(memory: Memory) -> None:
+    """Else maintenance would take every edge of a merged node for one that was just used."""
+    loser, heir, far, other = memory.add([NewNode(text) for text in ("loser", "heir", "far", "other")]).ids
+    memory.link_all([(loser, far, "Cites", 0.5), (other, loser, "Cites", 0.5), (heir, far, "Cites", 0.4)], "test")
+    with memory.database.transaction() as connection:
+        connection.execute(
+            "UPDATE memory.edges SET created_at = '2026-01-01Z', last_used_at = '2026-02-01Z' WHERE %s IN (src, dst)",
+            [loser],
+        )
+        connection.execute("UPDATE memory.edges SET last_used_at = '2026-01-15Z' WHERE src = %s", [heir])
+        edges.move(connection, loser, heir)
+        moved = connection.execute(
+            "SELECT src, dst, created_at = '2026-01-01Z', last_used_at = '2026-02-01Z' FROM memory.edges ORDER BY src"
+        ).fetchall()
+    assert moved == [(heir, far, True, True), (other, heir, True, True)]
+
+
 def test_two_merges_into_one_heir_from_both_sides(memory: Memory) -> None:
     """`move` locks every packed row that it will change first, in order, so two of them take turns."""
     heir, left, right, *others = memory.add([NewNode(f"node {n}") for n in range(33)]).ids

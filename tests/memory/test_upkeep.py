@@ -8,7 +8,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from ruvllm.database.pool import Database
-from ruvllm.memory import canary, merge
+from ruvllm.memory import bands, canary, merge
 from ruvllm.memory.audit import audit
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.store import Memory
@@ -66,6 +66,20 @@ def test_reindex_builds_anew_and_clears_what_a_killed_one_left(
         assert left == [("memory.nodes_embedding", True)]
         assert owner.execute("SELECT pg_relation_filenode('memory.nodes_embedding')").fetchone() != before
     assert audit(database).recall == 1.0
+
+
+def test_an_index_that_another_process_builds_is_left_alone(database: Database, database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        owner.execute("CREATE INDEX nodes_embedding_ccnew ON memory.nodes (id)")
+        owner.execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'memory.nodes_embedding_ccnew'::regclass"
+        )
+        with database.owner() as builder, bands.alone(database, builder):
+            step = reindex(database)
+        assert step.outcome == "not done"
+        assert "another rebuild" in step.said
+        assert owner.execute("SELECT to_regclass('memory.nodes_embedding_ccnew')::text").fetchone() != (None,)
+    assert reindex(database).outcome == "done"  # the lock is free again
 
 
 def test_the_audit_finds_an_index_that_lost_rows(memory: Memory, database: Database, database_url: str) -> None:
