@@ -1,7 +1,7 @@
 """Answers of searches that were asked before. Knows nothing of how they are found.
 
-The key holds how far the replica has read Postgres's log: an answer from before a write that was seen since is never
-handed out again, whoever wrote. The time to live bounds what stays in memory, not what is true.
+The key holds the stamp of what the replica shows: an answer from before a change that was seen since is never handed
+out again, whoever wrote. The time to live bounds what stays in memory, not what is true.
 """
 
 from __future__ import annotations

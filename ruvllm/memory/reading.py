@@ -204,7 +204,7 @@ class Reader:
         state = None if self._replica is None else self._replica.state
         if state is None or not state.ready or self._after(asked) >= state.position:
             return None
-        return vector.tobytes(), replace(asked, token=0), state.position
+        return vector.tobytes(), replace(asked, token=0), state.stamp
 
     def _level(self, replica: Replica, asked: Asked) -> Replica:
         """`replica`, once it has seen what must be seen."""

@@ -168,6 +168,21 @@ def test_a_search_asked_again_comes_from_the_cache_until_something_is_written(st
     assert [hit.node.id for hit in stored.search(vector, 5)][:4] == [hit.node.id for hit in first[1:]]
 
 
+def test_the_cache_outlives_transactions_that_change_nothing_here(stored: Memory, replica: Replica) -> None:
+    stored.use_replica(replica)
+    replica.follow()
+    vector = stored.embedder.embed_one("capital of country7")
+    stored.search(vector, 5)
+    before = replica.state
+    with stored.database.transaction("another") as connection:
+        connection.execute("SELECT pg_current_xact_id()")  # as every stored interaction takes one
+    replica.follow()
+    assert replica.state.position > before.position
+    hits = stored.reading.cache.hits
+    stored.search(vector, 5)
+    assert stored.reading.cache.hits == hits + 1
+
+
 def test_concepts_lead_to_their_members(stored: Memory) -> None:
     hits = stored.search_text("capital of country7", 60)
     far = hits[-1].node.id

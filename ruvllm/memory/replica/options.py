@@ -52,6 +52,7 @@ class ReplicaState:
     staleness_s: float | None  # since the last time it was level with Postgres; None while there is no base
     bytes: int  # vectors, graph and arrays, mapped or not; texts stay on disk
     position: int  # xmin of what it has seen
+    stamp: int = 0  # another one whenever what a search can see has changed
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class Replica:
             return ReplicaState(False, reason, 0, 0, 0, staleness, 0, 0)
         held, position = view.held, view.position.xmin
         return ReplicaState(
-            not trouble, reason, held.nodes, held.delta, held.tombstones, staleness, held.bytes, position
+            not trouble, reason, held.nodes, held.delta, held.tombstones, staleness, held.bytes, position, view.stamp
         )
 
     # -- keeping level

@@ -7,6 +7,7 @@ changed any more, so a search sees the state of one moment.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -30,6 +31,8 @@ from ruvllm.memory.words import Counted
 
 _KEPT_SELECTIONS = 32  # filters whose bits are kept until the next change
 _SPARSE = 0.5  # share of selected rows below which a graph search is checked for having met enough of them
+
+_STAMPS = itertools.count(1)  # among all views of the process
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class View:
 
     def __init__(self, base: Base) -> None:
         self.base, self.position = base, base.position
+        self.stamp = next(_STAMPS)  # of what a search can see: the same stamp, the same answers
         self._columns, self._adjacency = base.columns, base.adjacency
         self._lock = threading.Lock()
         n = base.graph.n
@@ -80,6 +84,7 @@ class View:
         """Write live nodes and packed rows as they are now, forget `gone` ids. The same again changes nothing."""
         records = [texts.pack(node.record) for node in nodes]
         with self._lock:
+            self.stamp = next(_STAMPS)  # before and after: what is read in between is of a stamp that nobody asks for
             names = self._columns.named([node.id for node in nodes])
             self._columns.fill(names, nodes)
             for name, node, record in zip(names.tolist(), nodes, records, strict=True):
@@ -90,6 +95,7 @@ class View:
             self._adjacency.fill(edges, self._columns)
             self._selections.clear()
             self.held = self._measured()
+            self.stamp = next(_STAMPS)
 
     def _measured(self) -> Held:
         n = self.base.graph.n
