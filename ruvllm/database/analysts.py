@@ -101,7 +101,8 @@ def remove(connection: Connection, login: str, folder: Path) -> bool:
     if _find(connection, login) is None:
         return False
     connection.execute("DELETE FROM memory.analysts WHERE login = %s", [login])  # from here on it sees no row
-    connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [login])
+    # waited for: a session that is still ending owns its temporary tables, and the role could not be dropped
+    connection.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = %s", [login])
     try:
         connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(login)))
     except psycopg.Error as error:
