@@ -187,7 +187,7 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Bring your own documents into memory. A second run adds nothing; a bad file is named and skipped (exit 1)."""
-    from ruvllm.memory.ingest import ingest_paths
+    from ruvllm.memory.writing.ingest import ingest_paths
     from ruvllm.workplace import open_workplace
 
     with open_workplace(settings_here()) as place, Bars() as bars:

@@ -19,10 +19,10 @@ from ruvllm.verbs import Json, plainly, say, settings_here
 if TYPE_CHECKING:
     from ruvllm.database.pool import Database
     from ruvllm.memory.filters import Filter
-    from ruvllm.memory.forget import ForgetReport
     from ruvllm.memory.overview import Overview
     from ruvllm.memory.records import Hit, Neighbourhood, Node, Vector
     from ruvllm.memory.store import Memory
+    from ruvllm.memory.tidy.forget import ForgetReport
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -227,7 +227,7 @@ def calibrate(as_json: Json = False) -> None:
     It changes nothing; RUVLLM_PARAPHRASE_COSINE sets another threshold.
     """
     from ruvllm.embedding import open_embedder
-    from ruvllm.memory.calibrate import calibrate as measured
+    from ruvllm.memory.likeness.calibrate import calibrate as measured
 
     with showing(as_json, "Embedding the pairs") as progress:
         found = measured(open_embedder(settings_here()), progress)
@@ -246,7 +246,7 @@ def export_(
     [dim]ruvllm memory export backup/[/]
     [dim]ruvllm memory export readable/ --format jsonl[/]
     """
-    from ruvllm.memory.transfer import export_memory
+    from ruvllm.memory.exchange.transfer import export_memory
 
     with opened() as database, showing(as_json, "Exporting memory") as progress:
         report = export_memory(database, folder, format, progress)
@@ -269,7 +269,7 @@ def import_(
     [dim]RUVLLM_ENCODER=lfm2 ruvllm memory import backup/ --re-embed[/]
     """
     from ruvllm.embedding import open_embedder
-    from ruvllm.memory.transfer import ImportOptions, import_memory
+    from ruvllm.memory.exchange.transfer import ImportOptions, import_memory
 
     settings, options = settings_here(), ImportOptions(re_embed, skip_bad, edited)
     with opened() as database, showing(as_json, "Importing memory") as progress:
@@ -293,7 +293,7 @@ def forget(
     [dim]ruvllm memory forget 0189a3c0-…[/]
     [dim]ruvllm memory forget --writer mallory --yes[/]
     """
-    from ruvllm.memory.forget import forget_nodes, forget_writer, wipe_saved_replicas
+    from ruvllm.memory.tidy.forget import forget_nodes, forget_writer, wipe_saved_replicas
 
     if bool(nodes) == bool(writer):
         raise InputError("forget: want nodes' uuids, or --writer NAME, and not both")

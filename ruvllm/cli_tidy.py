@@ -17,7 +17,7 @@ from ruvllm.console import console, table
 from ruvllm.verbs import Json, plainly, say, settings_here
 
 if TYPE_CHECKING:
-    from ruvllm.memory.runs import Run
+    from ruvllm.memory.tidy.runs import Run
 
 app = typer.Typer(rich_markup_mode="rich")
 Apply = Annotated[
@@ -34,7 +34,7 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Compare the index with exact search, ask the canary's questions, look for orphans. Exits with 1 on an alarm."""
-    from ruvllm.memory.audit import audit as audited
+    from ruvllm.memory.tidy.audit import audit as audited
 
     with opened() as database:
         report = audited(database, sample)
@@ -60,7 +60,7 @@ def dedup(
     [dim]ruvllm memory dedup --dry-run[/]
     [dim]ruvllm memory dedup --apply --cap 100[/]
     """
-    from ruvllm.memory.dedup import dedup as merged
+    from ruvllm.memory.tidy.dedup import dedup as merged
 
     settings = settings_here()
     with opened() as database, showing(as_json, "Merging duplicates") as progress:
@@ -77,7 +77,7 @@ def compact(apply: Apply = None, cap: Cap = None, as_json: Json = False) -> None
 
     [dim]ruvllm memory compact --dry-run[/]
     """
-    from ruvllm.memory.compaction import compact as compacted
+    from ruvllm.memory.tidy.compaction import compact as compacted
     from ruvllm.tidying import largest_tier
     from ruvllm.workplace import open_workplace
 
@@ -103,7 +103,7 @@ def archive(
     as_json: Json = False,
 ) -> None:
     """Take out of search what nobody used. It stays in memory and comes back when it is wanted."""
-    from ruvllm.memory.archive import archive as archived
+    from ruvllm.memory.tidy.archive import archive as archived
 
     with opened() as database, showing(as_json, "Archiving what is not used") as progress:
         report = archived(database, days, apply=apply, cap=cap, progress=progress)
@@ -114,7 +114,7 @@ def archive(
 @plainly
 def decay(apply: Apply = None, cap: Cap = None, as_json: Json = False) -> None:
     """Let edges that are not used fade, and prune the lightest."""
-    from ruvllm.memory.decay import decay as faded
+    from ruvllm.memory.tidy.decay import decay as faded
 
     with opened() as database, showing(as_json, "Fading edges") as progress:
         report = faded(database, apply=apply, cap=cap, progress=progress)
@@ -131,7 +131,7 @@ def undo(
     [dim]ruvllm memory runs[/]
     [dim]ruvllm memory undo 7[/]
     """
-    from ruvllm.memory.runs import undo as taken_back
+    from ruvllm.memory.tidy.runs import undo as taken_back
 
     with opened() as database:
         report = taken_back(database, run).as_dict()
@@ -146,7 +146,7 @@ def list_runs(
     limit: Annotated[int, typer.Option(help="How many, the newest first.", min=1, max=1000)] = 20, as_json: Json = False
 ) -> None:
     """The runs that tidied memory, dry ones too: what each did, and whether its canary let it stand."""
-    from ruvllm.memory.runs import latest
+    from ruvllm.memory.tidy.runs import latest
 
     with opened() as database:
         found = latest(database, limit)
@@ -160,7 +160,7 @@ def reindex(
     as_json: Json = False,
 ) -> None:
     """Build the HNSW index anew while memory is read and written. Exits with 1 where this login may not."""
-    from ruvllm.memory.upkeep import reindex as rebuilt
+    from ruvllm.memory.tidy.upkeep import reindex as rebuilt
 
     with opened() as database, showing(as_json, "Building the index anew") as progress:
         progress(0, 1, "for minutes where memory is large")

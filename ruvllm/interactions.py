@@ -22,10 +22,10 @@ from psycopg.rows import dict_row
 from ruvllm.database.pool import Database
 from ruvllm.errors import DatabaseError, InputError
 from ruvllm.evaluation.qa import score_answer
-from ruvllm.memory import decay
 from ruvllm.memory.records import WriteBack
 from ruvllm.memory.store import Memory
-from ruvllm.memory.writes import KEY_LIMIT
+from ruvllm.memory.tidy import decay
+from ruvllm.memory.writing.writes import KEY_LIMIT
 from ruvllm.router.layout import LAYOUT
 from ruvllm.text import clean_text, is_clean
 

@@ -20,7 +20,7 @@ from ruvllm.settings import Settings
 from ruvllm.workplace import Workplace, open_workplace
 
 if TYPE_CHECKING:
-    from ruvllm.memory.summarise import Summarise
+    from ruvllm.memory.tidy.summarise import Summarise
 
 Result = dict[str, Any]
 
@@ -30,7 +30,7 @@ _KEYS_KEPT_DAYS = 30  # a write's key: longer than any client sends a write agai
 
 def watch(settings: Settings, cycle_id: str) -> Result:
     """Store questions that were answered well today: what comes after must not make memory forget them."""
-    from ruvllm.memory import canary
+    from ruvllm.memory.tidy import canary
 
     def work(place: Workplace) -> Result:
         new = canary.fill(place.database, place.embedder)
@@ -42,7 +42,7 @@ def watch(settings: Settings, cycle_id: str) -> Result:
 
 def catch_up(settings: Settings, cycle_id: str) -> Result:
     """Make nodes of the bursts that still wait, before duplicates are looked for."""
-    from ruvllm.memory import burst
+    from ruvllm.memory.writing import burst
 
     def work(place: Workplace) -> Result:
         return asdict(burst.merge(place.database, place.embedder, progress=progress.stage("Merging bursts")))
@@ -52,7 +52,7 @@ def catch_up(settings: Settings, cycle_id: str) -> Result:
 
 def merge(settings: Settings, cycle_id: str) -> Result:
     """Merge exact and near duplicates by the conflict rule."""
-    from ruvllm.memory.dedup import dedup
+    from ruvllm.memory.tidy.dedup import dedup
 
     def work(database: Database) -> Result:
         return dedup(database, settings, progress.stage("Merging duplicates")).as_dict()
@@ -62,7 +62,7 @@ def merge(settings: Settings, cycle_id: str) -> Result:
 
 def compact(settings: Settings, cycle_id: str) -> Result:
     """Sum up clusters of small nodes in Concepts; the largest tier writes, and is loaded where there is a cluster."""
-    from ruvllm.memory.compaction import compact
+    from ruvllm.memory.tidy.compaction import compact
 
     def work(place: Workplace) -> Result:
         show = progress.stage("Summing up clusters")
@@ -78,7 +78,7 @@ def compact(settings: Settings, cycle_id: str) -> Result:
 def largest_tier(settings: Settings, ladder: Ladder) -> Iterator[tuple[Summarise, str]]:
     """What summarises here, and its name; its process starts with the first summary and ends with the block."""
     from ruvllm.inference.pool import ModelPool
-    from ruvllm.memory.summarise import ModelSummariser
+    from ruvllm.memory.tidy.summarise import ModelSummariser
 
     tier = ladder.tiers[-1]
     with ModelPool(settings, ladder) as pool:
@@ -89,7 +89,7 @@ def largest_tier(settings: Settings, ladder: Ladder) -> Iterator[tuple[Summarise
 
 def archive(settings: Settings, cycle_id: str) -> Result:
     """Take out of the search what nobody used for 90 days."""
-    from ruvllm.memory.archive import archive
+    from ruvllm.memory.tidy.archive import archive
 
     def work(database: Database) -> Result:
         return archive(database, progress=progress.stage("Archiving what is not used")).as_dict()
@@ -99,7 +99,7 @@ def archive(settings: Settings, cycle_id: str) -> Result:
 
 def decay(settings: Settings, cycle_id: str) -> Result:
     """Let unused edges fade, and prune the lightest."""
-    from ruvllm.memory.decay import decay
+    from ruvllm.memory.tidy.decay import decay
 
     def work(database: Database) -> Result:
         return decay(database, progress=progress.stage("Fading edges")).as_dict()
@@ -109,8 +109,8 @@ def decay(settings: Settings, cycle_id: str) -> Result:
 
 def keep_up(settings: Settings, cycle_id: str) -> Result:
     """Reindex where due, vacuum, prewarm, check, audit the index against exact search; forget old keys of writes."""
-    from ruvllm.memory import writes
-    from ruvllm.memory.upkeep import keep_up
+    from ruvllm.memory.tidy.upkeep import keep_up
+    from ruvllm.memory.writing import writes
 
     def work(database: Database) -> Result:
         forgotten = writes.forget_all(database, _KEYS_KEPT_DAYS)

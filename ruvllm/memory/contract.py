@@ -17,7 +17,7 @@ from ruvllm.errors import ContractError
 from ruvllm.memory.hnsw import BANDS, Band
 
 NAME = "nodes_embedding"  # the index that searches use
-NEXT = "nodes_embedding_next"  # the one that is to take its place (ruvllm/memory/bands.py): built, or on the way
+NEXT = "nodes_embedding_next"  # the one that is to take its place (ruvllm/memory/tidy/bands.py): built, or on the way
 _OPERATORS = "halfvec_ip_ops"
 _PREDICATE = "(archived_at IS NULL)"
 _REBUILD = 'run "ruvllm memory reindex"'

@@ -10,7 +10,8 @@ from pathlib import Path
 from psycopg import Connection
 
 from ruvllm.database.pool import Database
-from ruvllm.memory import hnsw, runs
+from ruvllm.memory import hnsw
+from ruvllm.memory.tidy import runs
 
 _RUNS = 5
 

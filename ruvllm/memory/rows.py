@@ -16,7 +16,7 @@ from psycopg import Connection
 from psycopg.sql import SQL
 from psycopg.types.json import Jsonb
 
-from ruvllm.memory.minhash import signed
+from ruvllm.memory.likeness.minhash import signed
 from ruvllm.memory.records import Hit, NewNode, Node, Vector
 
 # The columns of Node, in its order, of memory.nodes n and memory.node_texts t.

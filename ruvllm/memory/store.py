@@ -15,21 +15,22 @@ from psycopg import Connection
 from ruvllm.database.pool import Database
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.errors import DatabaseError, EncoderMismatchError, InputError
-from ruvllm.memory import archive, contract, edges, merge, rows
-from ruvllm.memory.conflict import raised_trust
+from ruvllm.memory import contract, edges, rows
 from ruvllm.memory.filters import Filter
-from ruvllm.memory.rank import CANDIDATES, Ranking
-from ruvllm.memory.reading import Asked, Reader, ReadingState
+from ruvllm.memory.likeness.conflict import raised_trust
 from ruvllm.memory.records import AddReport, Found, Hit, Neighbourhood, NewNode, Node, Vector, Walk, WriteBack
+from ruvllm.memory.retrieval.rank import CANDIDATES, Ranking
+from ruvllm.memory.retrieval.reading import Asked, Reader, ReadingState
+from ruvllm.memory.retrieval.search import MAX_K
 from ruvllm.memory.rows import Known, Ready, content_hash
-from ruvllm.memory.search import MAX_K
+from ruvllm.memory.tidy import archive, merge
 from ruvllm.progress import Progress, silent
 from ruvllm.settings import Settings
 from ruvllm.text import clean_text
 
 if TYPE_CHECKING:
-    from ruvllm.memory.dedup import MaintainReport
     from ruvllm.memory.replica import Replica
+    from ruvllm.memory.tidy.dedup import MaintainReport
 
 BY_SIMILARITY = Ranking()
 TWO_HOPS = Walk()
@@ -236,7 +237,7 @@ class Memory:
         With `connection` it happens in the caller's transaction, so together with the mark that it was done. `key`
         makes a repeated call get the first outcome; in a `session` a Fact follows that of the turn before.
         """
-        from ruvllm.memory.writeback import Answered, write, write_back
+        from ruvllm.memory.writing.writeback import Answered, write, write_back
 
         answered = Answered(
             question, answer, quality, quality_source, writer, domain, tuple(derived_from), key, session, turn
@@ -249,7 +250,7 @@ class Memory:
 
     def maintain(self, progress: Progress = silent, everything: bool = False) -> MaintainReport:
         """Merge exact and near duplicates among nodes that came since the last time, or among all."""
-        from ruvllm.memory.dedup import maintain
+        from ruvllm.memory.tidy.dedup import maintain
 
         report = maintain(self.database, self.settings, progress, everything)
         self._wrote()

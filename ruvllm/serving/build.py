@@ -20,16 +20,16 @@ from ruvllm.errors import ContractError, DatabaseError, EncoderMismatchError
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.tiers import active_ladder
 from ruvllm.interactions import Interactions
-from ruvllm.memory import burst
 from ruvllm.memory.store import Memory
+from ruvllm.memory.writing import burst
 from ruvllm.router.store import BundleStore
 from ruvllm.serving.service import GatewayService
 from ruvllm.settings import Settings
 
 if TYPE_CHECKING:
-    from ruvllm.memory.reading import ReadingState
     from ruvllm.memory.records import Hit, Vector, WriteBack
     from ruvllm.memory.replica import Replica
+    from ruvllm.memory.retrieval.reading import ReadingState
 
 log = logging.getLogger(__name__)
 

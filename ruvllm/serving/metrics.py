@@ -14,7 +14,7 @@ from ruvllm.answer import Answer
 
 if TYPE_CHECKING:
     from ruvllm.interactions import OutboxState
-    from ruvllm.memory.reading import ReadingState
+    from ruvllm.memory.retrieval.reading import ReadingState
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

@@ -41,7 +41,7 @@ CREATE TABLE memory.ingest (
 CREATE INDEX ingest_next ON memory.ingest (tenant, id);
 SELECT memory.keep_tenants_apart('memory.ingest');
 
--- Bands are comparable only among those of one signer; 1 is rensa's, which made what is there (ruvllm/memory/minhash.py).
+-- Bands are comparable only among those of one signer; 1 is rensa's, which made what is there (ruvllm/memory/likeness/minhash.py).
 ALTER TABLE memory.minhash_bands ADD COLUMN scheme smallint NOT NULL DEFAULT 1;
 DROP INDEX memory.minhash_bands_lookup;
 CREATE INDEX minhash_bands_lookup ON memory.minhash_bands (tenant, band, hash, node) INCLUDE (scheme);

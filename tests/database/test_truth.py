@@ -14,9 +14,10 @@ from psycopg import errors
 from ruvllm.database import migrate
 from ruvllm.database.pool import Database
 from ruvllm.errors import DatabaseError
-from ruvllm.memory import bands, contract, edges
+from ruvllm.memory import contract, edges
 from ruvllm.memory.hnsw import BANDS
 from ruvllm.memory.records import RELATIONS
+from ruvllm.memory.tidy import bands
 from tests.database.plans import assert_uses_index
 
 NODE = """

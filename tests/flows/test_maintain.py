@@ -10,8 +10,9 @@ import pytest
 
 from ruvllm import night
 from ruvllm.learning import cycle as cycles
-from ruvllm.memory import burst, canary, runs, writes
 from ruvllm.memory.records import NewNode
+from ruvllm.memory.tidy import canary, runs
+from ruvllm.memory.writing import burst, writes
 from ruvllm.settings import Settings, load_settings
 from ruvllm.workplace import Workplace, open_workplace
 

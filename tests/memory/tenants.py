@@ -16,10 +16,10 @@ from psycopg import Connection, sql
 from ruvllm.database.pool import Database
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
-from ruvllm.memory import merge
 from ruvllm.memory.filters import Filter
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.store import Memory
+from ruvllm.memory.tidy import merge
 from ruvllm.settings import Settings
 
 TENANTS = ("tenant-ash", "tenant-birch", "tenant-cedar")

@@ -16,10 +16,10 @@ from psycopg.rows import dict_row
 
 from ruvllm.database import analysts
 from ruvllm.errors import DatabaseError, InputError
-from ruvllm.memory import merge
-from ruvllm.memory.dedup import dedup
 from ruvllm.memory.records import RELATIONS, NewNode
 from ruvllm.memory.store import Memory
+from ruvllm.memory.tidy import merge
+from ruvllm.memory.tidy.dedup import dedup
 from ruvllm.settings import PROJECT_ROOT
 
 VIEWS = {

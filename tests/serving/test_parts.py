@@ -12,8 +12,8 @@ from ruvllm.embedding import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.errors import DatabaseError, EncoderMismatchError, ProcessError
 from ruvllm.interactions import OutboxState
-from ruvllm.memory import burst
 from ruvllm.memory.records import NewNode
+from ruvllm.memory.writing import burst
 from ruvllm.router.store import BundleStore
 from ruvllm.serving.build import LateMemory
 from ruvllm.serving.fake import FakeAnswerer

@@ -33,7 +33,7 @@ from ruvllm.memory.replica.graph import Graph, Halves, Shape
 from ruvllm.memory.replica.options import ReplicaOptions, storage
 from ruvllm.memory.replica.source import EdgesRow, Head, NodeRow
 from ruvllm.memory.replica.texts import Texts
-from ruvllm.memory.words import WordIndex
+from ruvllm.memory.retrieval.words import WordIndex
 from ruvllm.progress import Progress, silent
 
 LAYOUT = 1  # of the files; a base of another number is built anew

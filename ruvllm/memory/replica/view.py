@@ -27,7 +27,7 @@ from ruvllm.memory.replica.graph import Allowed, inner_products
 from ruvllm.memory.replica.options import ENOUGH, scan_is_cheaper, widened
 from ruvllm.memory.replica.order import best_first
 from ruvllm.memory.replica.source import EdgesRow, NodeRow
-from ruvllm.memory.words import Counted
+from ruvllm.memory.retrieval.words import Counted
 
 _KEPT_SELECTIONS = 32  # filters whose bits are kept until the next change
 _SPARSE = 0.5  # share of selected rows below which a graph search is checked for having met enough of them

@@ -31,7 +31,7 @@ from ruvllm.database.pool import Database
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.errors import DatabaseError
-from ruvllm.memory.writeback import Answered, write
+from ruvllm.memory.writing.writeback import Answered, write
 from ruvllm.settings import Settings, load_settings
 
 WRITERS = 4

@@ -27,7 +27,7 @@ from ruvllm.database import migrate
 from ruvllm.database.embedded import EmbeddedPostgres
 from ruvllm.database.pool import Database
 from ruvllm.memory import hnsw
-from ruvllm.memory.minhash import BANDS, bands
+from ruvllm.memory.likeness.minhash import BANDS, bands
 from ruvllm.memory.records import KINDS, RELATIONS
 from ruvllm.memory.rows import content_hash
 from ruvllm.settings import load_settings

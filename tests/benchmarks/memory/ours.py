@@ -13,8 +13,9 @@ from pgvector.psycopg import register_vector
 from ruvllm.database.pool import Database
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
-from ruvllm.memory import edges, hnsw, rows, search
+from ruvllm.memory import edges, hnsw, rows
 from ruvllm.memory.records import Hit, Vector, Walk
+from ruvllm.memory.retrieval import search
 from ruvllm.memory.store import Memory
 from ruvllm.settings import load_settings
 from tests.benchmarks.memory.loading import ENCODER, Loaded, server_cpu

@@ -26,10 +26,11 @@ from psycopg.types.json import Jsonb
 
 from ruvllm.database.migrate import upgrade
 from ruvllm.database.pool import Database
-from ruvllm.memory import hnsw, search
+from ruvllm.memory import hnsw
 from ruvllm.memory.filters import Filter
 from ruvllm.memory.records import KINDS, TRUSTS, Found
 from ruvllm.memory.replica import Replica, ReplicaOptions, source
+from ruvllm.memory.retrieval import search
 from tests.benchmarks.memory.conftest import Options
 from tests.benchmarks.memory.loading import server
 from tests.benchmarks.memory.report import Report

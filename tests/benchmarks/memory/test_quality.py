@@ -26,11 +26,11 @@ import pytest
 from ruvllm.database.migrate import upgrade
 from ruvllm.database.pool import Database
 from ruvllm.embedding import EmbeddingAdapter, open_embedder
-from ruvllm.memory import hybrid, words
 from ruvllm.memory.records import Found, Hit, NewNode, Node, Vector
 from ruvllm.memory.replica import Replica, ReplicaOptions
+from ruvllm.memory.retrieval import hybrid, words
+from ruvllm.memory.retrieval.words import WordIndex
 from ruvllm.memory.store import Memory
-from ruvllm.memory.words import WordIndex
 from ruvllm.settings import PROJECT_ROOT, load_settings
 
 pytestmark = pytest.mark.benchmark

@@ -17,9 +17,12 @@ import pytest
 from ruvllm.database.pool import Database
 from ruvllm.embedding.adapter import EmbeddingAdapter, Floats, Role
 from ruvllm.embedding.minilm import MiniLMEncoder
-from ruvllm.memory import burst, candidates, edges, merge, rows, writeback, writes
+from ruvllm.memory import edges, rows
+from ruvllm.memory.likeness import candidates
 from ruvllm.memory.records import NewNode
-from ruvllm.memory.writeback import Answered
+from ruvllm.memory.tidy import merge
+from ruvllm.memory.writing import burst, writeback, writes
+from ruvllm.memory.writing.writeback import Answered
 from ruvllm.settings import load_settings
 from tests.benchmarks.memory import loading
 from tests.benchmarks.memory.conftest import Options
