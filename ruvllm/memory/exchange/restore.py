@@ -50,13 +50,23 @@ _SUPERSEDE = """
     UPDATE memory.nodes SET superseded_by = %(heir)s
     WHERE id = %(id)s AND superseded_by IS NULL AND archived_at IS NOT NULL AND id <> %(heir)s
 """
+# A slab at once: the triggers that keep packed adjacency rows run once a statement, not once an edge.
 _LINK = """
     INSERT INTO memory.edges (uuid, tenant, src, dst, rel, weight, confidence, created_by, created_at, last_used_at,
                               uses, decayed_at)
-    VALUES (%(uuid)s, current_setting('app.tenant'), %(src)s, %(dst)s, %(rel)s, %(weight)s, %(confidence)s,
-            %(created_by)s, %(created_at)s, %(last_used_at)s, %(uses)s, %(decayed_at)s)
-    ON CONFLICT DO NOTHING
+    SELECT uuid, current_setting('app.tenant'), src, dst, rel, weight, confidence, created_by, created_at, last_used_at,
+           uses, decayed_at
+    FROM unnest(
+        %(uuid)s::uuid[], %(src)s::bigint[], %(dst)s::bigint[], %(rel)s::text[], %(weight)s::real[],
+        %(confidence)s::real[], %(created_by)s::text[], %(created_at)s::timestamptz[], %(last_used_at)s::timestamptz[],
+        %(uses)s::bigint[], %(decayed_at)s::timestamptz[]
+    ) AS new (uuid, src, dst, rel, weight, confidence, created_by, created_at, last_used_at, uses, decayed_at)
+    ON CONFLICT DO NOTHING RETURNING uuid
 """
+_LINK_COLUMNS = (
+    "uuid", "src", "dst", "rel", "weight", "confidence", "created_by", "created_at", "last_used_at", "uses",
+    "decayed_at",
+)  # fmt: skip
 _FIND = "SELECT uuid::text, id FROM memory.nodes WHERE uuid = ANY(%s::uuid[])"
 
 
@@ -107,8 +117,9 @@ class Restore:
         for slab in self._slabs("edges"):
             with self._database.transaction() as connection:
                 known = self._known(connection, [row[name] for row in slab for name in ("src", "dst")])
-                for row in slab:
-                    self._link(connection, row, known[key(row["src"])], known[key(row["dst"])])
+                ends = [{**row, "src": known[key(row["src"])], "dst": known[key(row["dst"])]} for row in slab]
+                self._link(connection, [row for row in ends if row["src"] != row["dst"]])
+                self.links_there += sum(row["src"] == row["dst"] for row in ends)  # two rows of a text are one node now
             self._progress(self.linked + self.links_there, max(self._edges, 1), "writing edges")
 
     def _slabs(self, name: str, only: Sequence[str] = ()) -> Iterator[list[Row]]:
@@ -151,14 +162,20 @@ class Restore:
         twin = {**values, "uuid": self._twin(values["uuid"])}
         return any(connection.execute(_INSERT, each).fetchone() for each in (values, twin))
 
-    def _link(self, connection: Connection, row: Row, src: int, dst: int) -> None:
-        if src == dst:  # two rows of one text became one node
-            self.links_there += 1
-            return
-        own = {**row, "src": src, "dst": dst}
-        twin = {**own, "uuid": self._twin(row["uuid"])}
-        written = any(connection.execute(_LINK, each).rowcount for each in (own, twin))
-        self.linked, self.links_there = self.linked + written, self.links_there + (not written)
+    def _link(self, connection: Connection, fresh: Sequence[Row]) -> None:
+        """Each under its own uuid, or, where another tenant has that, under the twin."""
+        left = _insert_edges(connection, fresh)
+        left = _insert_edges(connection, [{**row, "uuid": self._twin(row["uuid"])} for row in left])
+        self.linked, self.links_there = self.linked + len(fresh) - len(left), self.links_there + len(left)
+
+
+def _insert_edges(connection: Connection, edges: Sequence[Row]) -> list[Row]:
+    """Those that are not written: the uuid is taken, or the edge is there."""
+    if not edges:
+        return []
+    columns = {name: [row[name] for row in edges] for name in _LINK_COLUMNS}
+    written = {uuid.bytes for (uuid,) in connection.execute(_LINK, columns)}
+    return [row for row in edges if key(row["uuid"]) not in written]
 
 
 def _values(row: Row, vector: Any) -> dict[str, Any]:
