@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.errors import DatabaseError, InputError, OverloadedError, UnknownTierError, WorkerDiedError
+from ruvllm.inference.pace import Paces, too_slow
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.prompt import assemble, build
 from ruvllm.inference.tiers import Ladder, cost
@@ -176,6 +177,8 @@ class Answerer:
         self._sessions = Sessions()
         self._rng = np.random.default_rng(seed)
         self._tier_mask = tuple(place < len(self.ladder.tiers) for place in range(N_TIERS))
+        self._paces = [Paces() for _ in self.ladder.tiers]
+        self._told: frozenset[tuple[int, int]] = frozenset()
         self.use_router(runtime)
 
     def use_router(self, runtime: RouterRuntime | None) -> None:
@@ -246,14 +249,30 @@ class Answerer:
             decision = policy.decide(
                 features,
                 self._sessions.get(ask.session_id, policy.version),
-                self._allowed(),
+                self._allowed(ask),
                 forced_tier=self._tier_index(ask.forced_tier),
                 forced_bin=_checked_bin(ask.forced_bin),
             )
         return decision, hits, features, policy.version
 
-    def _allowed(self) -> Allowed:
-        return Allowed(self._tier_mask, tuple(b in ROUTED_BINS for b in BINS))
+    def _allowed(self, ask: Ask) -> Allowed:
+        """What can be done in the time that the request has, at the pace of the latest answers."""
+        paces = [each.pace for each in self._paces]
+        slow = too_slow(paces, ask.max_tokens or self.settings.max_tokens, self._deadline(ask))
+        if ask.latency_budget_s is None and slow != self._told:
+            self._told = slow
+            log.warning("%s", self._slowness(slow))
+        return Allowed(self._tier_mask, tuple(b in ROUTED_BINS for b in BINS), slow)
+
+    def _deadline(self, ask: Ask) -> float:
+        return min(ask.latency_budget_s or self.settings.deadline_s, self.settings.deadline_s)
+
+    def _slowness(self, slow: frozenset[tuple[int, int]]) -> str:
+        pairs = ", ".join(f"{self.ladder.tiers[tier].name} at {BINS[place]} tokens" for tier, place in sorted(slow))
+        limit = f"{self.settings.deadline_s:g} s (RUVLLM_DEADLINE_S)"
+        return (
+            f"too slow here for {limit}, so not offered to the router: {pairs}" if pairs else f"all fits {limit} again"
+        )
 
     def _search(self, vector: Vector, ask: Ask, degraded: list[str]) -> list[Hit]:
         try:
@@ -293,8 +312,8 @@ class Answerer:
             prompt = build(tier, ask.question, [passages[i] for i in chosen], ask.history)
         with clock.stage("generate"):
             sampling = self._sampling(ask, decision)
-            deadline = min(ask.latency_budget_s or self.settings.deadline_s, self.settings.deadline_s)
-            generation = model.generate(prompt, sampling, deadline)
+            generation = model.generate(prompt, sampling, self._deadline(ask))
+        self._paces[index].saw(generation)
         return generation, [hits[i].node.id for i in chosen]
 
     def _sampling(self, ask: Ask, decision: Decision) -> Sampling:

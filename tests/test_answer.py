@@ -163,3 +163,18 @@ def test_a_router_of_another_ladder_is_refused_and_the_old_one_stays(answerer, t
 def one(database, query):
     with database.transaction() as connection:
         return connection.execute(query).fetchone()
+
+
+def test_a_tier_that_was_too_slow_is_not_asked_for_more_than_it_can_do_in_time(answerer, models):
+    """A fake model reads 1,000 tokens a second and writes 10."""
+    for model in models:
+        model.answer = lambda text: "five words are an answer"
+    long = " ".join(f"word{i}" for i in range(60))
+    for name in answerer.ladder.names:
+        answerer.answer(Ask(f"{QUESTION} {long}", forced_tier=name))
+    hurried = Ask(QUESTION, max_tokens=2, latency_budget_s=0.56)  # 352 tokens to read at the smallest bin, 2 to write
+    decisions = [answerer.route(hurried)[0] for _ in range(20)]
+    assert {decision.context_bin for decision in decisions} == {256}
+    assert {decision.propensity for decision in decisions} == {0.5}
+    assert {answerer.route(Ask(QUESTION))[0].context_bin for _ in range(40)} == {256, 512, 1024}
+    assert answerer.route(Ask(QUESTION, max_tokens=2, latency_budget_s=0.56, forced_bin=1024))[0].context_bin == 1024

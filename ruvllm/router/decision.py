@@ -31,6 +31,7 @@ class Allowed:
 
     tiers: tuple[bool, ...]  # 4
     bins: tuple[bool, ...]  # 5
+    too_slow: frozenset[tuple[int, int]] = frozenset()  # (tier, index of the bin) that would miss the deadline
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """From the router's outputs to one decision, with the exact probability of having drawn it. Knows nothing of features.
 
-epsilon-greedy over the allowed (tier, bin) pairs; without a router uniform over them (cold start); where the router is
-not confident, the greedy pair is the fallback's. The propensity is that of the pair, however it came to be drawn.
+epsilon-greedy over the allowed (tier, bin) pairs that meet the deadline; without a router uniform over them (cold
+start); where the router is not confident, the greedy pair is the fallback's. The propensity is that of the pair,
+however it came to be drawn.
 """
 
 from __future__ import annotations
@@ -80,17 +81,17 @@ class Policy:
         if self.runtime is None:
             return _cold(self._uniform(pairs, "forced" if forced else "cold-start"))
         outputs = self.runtime.decide(features, hidden, left)
-        greedy = (int(outputs.model_probs.argmax()), int(outputs.context_probs.argmax()))
+        greedy = _best(outputs, pairs)
         if forced:
             return _warm(_Draw(greedy, 1.0, "forced"), outputs, self.version)
         decided_by = "champion"
         if outputs.confidence < self._floor:
-            greedy, decided_by = _step_up(greedy, left), "fallback"
+            greedy, decided_by = _step_up(greedy, left, pairs), "fallback"
         return _warm(self._explore(greedy, pairs, decided_by), outputs, self.version)
 
     def _left(self, allowed: Allowed, forced_tier: int | None, forced_bin: int | None) -> Allowed:
         """The places that may be chosen now."""
-        left = Allowed(_both(self._mask.tiers, allowed.tiers), _both(self._mask.bins, allowed.bins))
+        left = Allowed(_both(self._mask.tiers, allowed.tiers), _both(self._mask.bins, allowed.bins), allowed.too_slow)
         if not any(left.tiers) or not any(left.bins):
             raise InputError("routing: no tier or no context bin is allowed, want at least one of each")
         if forced_tier is not None:
@@ -144,16 +145,27 @@ def _warm(draw: _Draw, outputs: RouterOutputs, version: str) -> Decision:
 
 
 def _pairs(left: Allowed) -> list[Pair]:
-    return list(product(_places(left.tiers), _places(left.bins)))
+    """Where everything is too slow, the least of it: the smallest tier with the smallest bin."""
+    pairs = list(product(_places(left.tiers), _places(left.bins)))
+    return [pair for pair in pairs if pair not in left.too_slow] or [min(pairs, key=lambda pair: (pair[1], pair[0]))]
+
+
+def _best(outputs: RouterOutputs, pairs: Sequence[Pair]) -> Pair:
+    """The router's own choice, or, where that is too slow, the likeliest of what is left."""
+    wanted = (int(outputs.model_probs.argmax()), int(outputs.context_probs.argmax()))
+    if wanted in pairs:
+        return wanted
+    return max(pairs, key=lambda pair: float(outputs.model_probs[pair[0]]) * float(outputs.context_probs[pair[1]]))
 
 
 def _places(mask: Sequence[bool]) -> list[int]:
     return [place for place, ok in enumerate(mask) if ok]
 
 
-def _step_up(greedy: Pair, left: Allowed) -> Pair:
-    """The next tier up and the next wider bin, where they are allowed."""
-    return _next(greedy[0], left.tiers), _next(greedy[1], left.bins)
+def _step_up(greedy: Pair, left: Allowed, pairs: Sequence[Pair]) -> Pair:
+    """The next tier up and the next wider bin, where they are allowed and in time."""
+    higher = _next(greedy[0], left.tiers), _next(greedy[1], left.bins)
+    return higher if higher in pairs else greedy
 
 
 def _next(place: int, mask: Sequence[bool]) -> int:

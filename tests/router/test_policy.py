@@ -166,3 +166,41 @@ def test_a_tier_that_the_router_never_learned_is_not_explored(tmp_path: Path) ->
 def test_unknown_epsilon_is_refused(runtime: RouterRuntime) -> None:
     with pytest.raises(InputError, match=r"epsilon: got 1\.5"):
         policy(runtime, epsilon=1.5)
+
+
+# --- deadlines ---
+
+slow_pairs = st.frozensets(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=20)
+
+
+@given(slow=slow_pairs, tiers=tier_masks, bins=bin_masks, floor=st.sampled_from([0.0, 1.0]))
+@settings(max_examples=60, deadline=None)
+def test_what_is_too_slow_is_not_drawn_while_anything_else_is_left(
+    runtime: RouterRuntime,
+    slow: frozenset[tuple[int, int]],
+    tiers: tuple[bool, ...],
+    bins: tuple[bool, ...],
+    floor: float,
+) -> None:
+    allowed = Allowed(tiers, bins, slow)
+    left = [(t, b) for t, b in product(range(4), range(5)) if tiers[t] and bins[b]]
+    in_time = [pair for pair in left if pair not in slow]
+    if not left:
+        return
+    counts, stated = simulate(policy(runtime, floor=floor), allowed, 40)
+    drawn = {(tier, BINS.index(context_bin)) for tier, context_bin in counts}
+    if in_time:
+        assert drawn <= set(in_time)
+    else:
+        assert drawn == {min(left, key=lambda pair: (pair[1], pair[0]))}
+    assert all(0 < propensity <= 1 for propensity in stated.values())
+
+
+def test_propensities_stay_exact_when_the_router_wants_what_is_too_slow(runtime: RouterRuntime) -> None:
+    wanted = decide(policy(runtime, epsilon=0.0))
+    allowed = Allowed(ALL.tiers, ALL.bins, frozenset({(wanted.tier, BINS.index(wanted.context_bin))}))
+    counts, stated = simulate(policy(runtime), allowed, 6000)
+    assert len(counts) == 19
+    assert math.isclose(sum(stated.values()), 1.0)
+    for pair, count in counts.items():
+        assert abs(count / 6000 - stated[pair]) < 0.02
