@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.errors import DatabaseError, InputError, OverloadedError, UnknownTierError, WorkerDiedError
-from ruvllm.inference.pace import Paces, too_slow
+from ruvllm.inference.deadlines import Paces, too_slow
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.prompt import assemble, build
 from ruvllm.inference.tiers import Ladder, cost

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ruvllm.inference.pace import AROUND, Pace, Paces, too_slow
+from ruvllm.inference.deadlines import AROUND, Pace, Paces, too_slow
 from ruvllm.inference.types import BINS, Generation
 
 ANSWER = Generation("x", 500, 20, 100, prefill_s=4.0, decode_s=2.0, finish_reason="stop")  # 100 and 10 tokens a second
