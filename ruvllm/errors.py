@@ -4,7 +4,8 @@
     ├── SettingsError          a setting is missing, contradictory or out of range
     ├── InputError             a text or parameter from outside is unacceptable (HTTP 400)
     │   ├── TooLargeError      it is over a stated limit (HTTP 413)
-    │   └── UnknownTierError   no such tier in the active ladder (HTTP 404)
+    │   ├── UnknownTierError   no such tier in the active ladder (HTTP 404)
+    │   └── QuarantinedError   a model's process died of this prompt, more than once (HTTP 400)
     ├── ArtifactError          a file is missing, truncated, altered or of another layout
     │   ├── ModelFileError     a GGUF or ONNX file
     │   └── BundleError        a router bundle
@@ -16,7 +17,10 @@
     ├── InferenceError         a model could not answer
     │   ├── WorkerDiedError    its process ended
     │   ├── OverloadedError    no slot was free in time (HTTP 503)
-    │   └── DeadlineError      the answer was not there by the request's deadline (HTTP 504)
+    │   ├── DeadlineError      the answer was not there by the request's deadline (HTTP 504)
+    │   ├── CancelledError     the caller took the request back
+    │   └── BackendError       a model server answered with an error, or with what is no answer (HTTP 502)
+    │       └── UnreachableError  nothing was sent: no connection; another server may be asked
     ├── LearningError          too little or unusable data to learn from
     ├── RegistryError          packaging, gates or promotion refused
     │   └── GateError          a gate failed or was inconclusive
@@ -44,6 +48,10 @@ class TooLargeError(InputError):
 
 class UnknownTierError(InputError):
     """No such tier in the active ladder."""
+
+
+class QuarantinedError(InputError):
+    """A model's process died of this prompt more than once; it is refused for a while."""
 
 
 class ArtifactError(RuvllmError):
@@ -79,7 +87,11 @@ class ShardPlanError(DatabaseError):
 
 
 class InferenceError(RuvllmError):
-    """A model could not answer."""
+    """A model could not answer. `working`: its process was lost while it worked on this very request; `reached` is
+    False where the request waited and the process was gone before its turn."""
+
+    working = False
+    reached = True
 
 
 class WorkerDiedError(InferenceError):
@@ -92,6 +104,18 @@ class OverloadedError(InferenceError):
 
 class DeadlineError(InferenceError):
     """The answer was not there by the request's deadline."""
+
+
+class CancelledError(InferenceError):
+    """The caller took the request back before its answer was done."""
+
+
+class BackendError(InferenceError):
+    """A model server answered with an error, or with what is no answer."""
+
+
+class UnreachableError(BackendError):
+    """No connection to a model server; nothing was sent, so another one may be asked."""
 
 
 class LearningError(RuvllmError):

@@ -34,11 +34,21 @@ class Settings:
     database_url: str = ""  # empty: the embedded server, supervised by us
     tenant: str = "default"
     ladder: str = "auto"  # auto | lfm2 | packaged; auto takes lfm2 where its files are there
-    quantisation: str = "Q4_K_M"  # of the lfm2 ladder
+    quantisation: str = "auto"  # of the lfm2 ladder; auto: what is on disk, else what fits this machine
     accept_gemma_terms: bool = False  # the packaged ladder's second tier is Gemma 3 270M
     encoder: str = "minilm"  # minilm | lfm2
     threads: int = 0  # per model; 0: measured at start
+    vllm: str = (
+        ""  # tiers that vLLM servers answer: "lfm2-350m=http://127.0.0.1:8101,http://127.0.0.1:8102;lfm2-2.6b=…"
+    )
+    vllm_key_file: str = ""  # holds their API key; empty: that of `ruvllm vllm up`, for servers of this machine
+    vllm_python: str = ""  # an interpreter that has vLLM; empty: .venv-vllm of this checkout
     n_ctx: int = 2048
+    snapshots_mb: int = 128  # of kept prompt states, per model; 0: none is kept
+    wait_policy: str = "auto"  # auto | active | passive: how OpenMP's threads wait; auto looks at the machine
+    model_memory_mb: int = 0  # that one model's process may take; 0: twice the tier's size and spare
+    models_memory_mb: int = 0  # of all models loaded at once; 0: four fifths of what is free at the start
+    recycle_growth: float = 1.5  # a model's process is replaced when it is this many times its first answer's size
     max_tokens: int = 48  # of an answer, unless the request says otherwise
     deadline_s: float = 60.0
     search_k: int = 32
@@ -68,7 +78,7 @@ class Settings:
     def __post_init__(self) -> None:
         _one_of("ladder", self.ladder, ("auto", "lfm2", "packaged"))
         _one_of("encoder", self.encoder, ("minilm", "lfm2"))
-        _one_of("quantisation", self.quantisation, ("Q4_0", "Q4_K_M", "Q5_K_M", "Q8_0", "F16"))
+        _one_of("quantisation", self.quantisation, ("auto", "Q4_0", "Q4_K_M", "Q5_K_M", "Q8_0", "F16"))
         _between("explore", self.explore, 0.0, 1.0)
         _between("confidence_floor", self.confidence_floor, 0.0, 1.0)
         _between("writeback_threshold", self.writeback_threshold, 0.0, 1.0)
@@ -78,6 +88,11 @@ class Settings:
         _between("topic_cosine", self.topic_cosine, 0.0, 1.0)
         _between("n_ctx", self.n_ctx, 512, 32768)
         _between("max_tokens", self.max_tokens, 1, 1024)
+        _between("snapshots_mb", self.snapshots_mb, 0, 2**20)
+        _one_of("wait_policy", self.wait_policy, ("auto", "active", "passive"))
+        _between("model_memory_mb", self.model_memory_mb, 0, 2**24)
+        _between("models_memory_mb", self.models_memory_mb, 0, 2**24)
+        _between("recycle_growth", self.recycle_growth, 1.05, 100.0)
         _between("threads", self.threads, 0, 256)
         _between("search_k", self.search_k, 1, 64)
         _between("latency_weight", self.latency_weight, 0.0, 100.0)

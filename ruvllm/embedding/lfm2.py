@@ -15,17 +15,31 @@ import numpy as np
 
 from ruvllm.embedding.adapter import Floats, Role
 from ruvllm.embedding.windows import windows
-from ruvllm.errors import InferenceError, ModelFileError
+from ruvllm.errors import InferenceError, InputError, ModelFileError
+from ruvllm.inference.files import ensure
+from ruvllm.inference.tiers import find_tier, is_blank
 from ruvllm.settings import Settings
 
+TIER = "lfm2.5-embedding-350m"
 MAX_TOKENS = 512
 PROMPTS: dict[Role, str] = {"query": "query: ", "document": "document: "}
 CLS, MEAN = 2, 1  # LLAMA_POOLING_TYPE_*; left to itself llama.cpp may take none
 
 
 def model_path(settings: Settings) -> Path:
-    """Where the file of `settings.quantisation` lies."""
-    return settings.models_dir / f"LFM2.5-Embedding-350M-{settings.quantisation}.gguf"
+    """The encoder's file, verified like a tier's before anything parses it.
+
+    Raises:
+        ModelFileError: missing, altered, of another shape, or one with random weights, whose vectors mean nothing.
+    """
+    tier = find_tier(TIER, settings)
+    try:
+        path = ensure(tier, settings)
+    except ModelFileError as error:
+        raise ModelFileError(f"{error}; or set RUVLLM_ENCODER=minilm") from error
+    if is_blank(path):
+        raise ModelFileError(f'model file {path}: has random weights; run "ruvllm models remove {TIER}" and pull it')
+    return path
 
 
 class Lfm2Encoder:
@@ -38,8 +52,8 @@ class Lfm2Encoder:
         """
         if not path.is_file():
             raise ModelFileError(
-                f"model file {path.name}: not in {path.parent}; put it there from the repository"
-                " LiquidAI/LFM2.5-Embedding-350M-GGUF, or set RUVLLM_ENCODER=minilm"
+                f'model file {path.name}: not in {path.parent}; run "ruvllm models pull {TIER}", or set'
+                " RUVLLM_ENCODER=minilm"
             )
         self.id = path.stem.lower()
         self._max_tokens = max_tokens
@@ -98,8 +112,15 @@ class _Engine:
         return int(context)
 
     def tokenise(self, text: str) -> list[int]:
-        """Token ids; a literal special token in `text` stays plain characters."""
-        raw = text.encode()
+        """Token ids; a literal special token in `text` stays plain characters.
+
+        Raises:
+            InputError: half a surrogate pair, which has no UTF-8.
+        """
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"text: {error.reason} at {error.start}; want text that has UTF-8") from error
         ids = (ctypes.c_int32 * (len(raw) + 8))()
         count = self._api.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, False)
         if count < 0:

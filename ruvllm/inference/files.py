@@ -1,7 +1,8 @@
 """A tier's model file: found, put together, verified, measured, removed. Knows nothing of the network (see hub.py).
 
 A file is used only after its sha256 was checked: GGUF parsers have had memory-corruption bugs. A check is remembered by
-path, size, modification time and inode, so that a second start does not read 250 MB again.
+path, device, inode, size, modification and change time, so that a second start does not read 250 MB again. The change
+time (ctime) is the kernel's: who writes into the file and sets its modification time back still moves it.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from ruvllm.errors import ModelFileError
+from ruvllm.inference.gguf_header import read_header
+from ruvllm.inference.shapes import ARCHITECTURE
 from ruvllm.inference.tiers import Tier, part_paths
 from ruvllm.progress import Progress, silent
 from ruvllm.settings import Settings
 
 _BLOCK = 4 * 1024 * 1024
+_TICK_S = 0.02  # the kernel stamps files with a clock of 1 to 10 ms
 
 
 def ensure(tier: Tier, settings: Settings, progress: Progress = silent) -> Path:
@@ -32,7 +37,26 @@ def ensure(tier: Tier, settings: Settings, progress: Progress = silent) -> Path:
     """
     path = _whole(tier, settings, progress)
     verify(tier, settings, progress, path=path)
+    check_kind(tier, path)
     return path
+
+
+def check_kind(tier: Tier, path: Path) -> None:
+    """What a verified file says of itself against the tier's shape: the right file may lie under another's name.
+
+    Raises:
+        ModelFileError: it is of another architecture or size.
+    """
+    if tier.shape is None:
+        return
+    header = read_header(path)
+    got = (header.architecture, header.layers, header.width)
+    want = (ARCHITECTURE, tier.shape.layers, tier.shape.width)
+    if got != want:
+        raise ModelFileError(
+            f"model file {path}: is {got[0]} with {got[1]} layers of {got[2]}, want {want[0]} with {want[1]} layers of"
+            f" {want[2]} for {tier.name}; {_way_out_of_mismatch(tier)}"
+        )
 
 
 def file_path(tier: Tier, settings: Settings) -> Path:
@@ -90,7 +114,7 @@ def alone(path: Path, wait: bool = True) -> Iterator[None]:
     Raises:
         ModelFileError: another process is at it and `wait` is false, or the directory cannot be written.
     """
-    with _named(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(path.name + ".busy").open("ab")
     with lock:
@@ -109,7 +133,7 @@ def writing(path: Path, mode: str = "wb", keep: bool = False) -> Iterator[Binary
         ModelFileError: the disk is full or the directory cannot be written.
     """
     try:
-        with _named(path), path.open(mode) as file:
+        with disk_errors(path), path.open(mode) as file:
             yield cast(BinaryIO, file)
     finally:
         if not keep:
@@ -117,7 +141,7 @@ def writing(path: Path, mode: str = "wb", keep: bool = False) -> Iterator[Binary
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """What the disk refuses, as an error that names the file and the way out."""
     try:
         yield
@@ -147,13 +171,23 @@ def verify(
     expected = tier.sha256 or locked_hash(tier, settings)
     if expected and not force and _remembered(tier, settings) == _identity(path, expected):
         return expected
-    got = hash_file(path, progress)
+    identity, got = _settled(path), hash_file(path, progress)
     if expected and got != expected:
         raise ModelFileError(f"model file {path}: sha256 is {got}, expected {expected}; {_way_out_of_mismatch(tier)}")
+    if identity != _identity(path):
+        raise ModelFileError(f"model file {path}: changed while it was read; wait for what writes it and try again")
     if not expected:
         lock_hash(tier, settings, got, progress)
-    _remember(tier, settings, _identity(path, got))
+    _remember(tier, settings, {**identity, "sha256": got})
     return got
+
+
+def _settled(path: Path) -> dict[str, object]:
+    """The file's identity, once its change time is past the kernel's coarse clock: any write from now on shows."""
+    age = time.time() - path.stat().st_ctime
+    if 0 <= age < _TICK_S:
+        time.sleep(_TICK_S - age)
+    return _identity(path)
 
 
 def _way_out_of_mismatch(tier: Tier) -> str:
@@ -172,13 +206,15 @@ def hash_file(path: Path, progress: Progress = silent) -> str:
     return digest.hexdigest()
 
 
-def _identity(path: Path, sha256: str) -> dict[str, object]:
+def _identity(path: Path, sha256: str = "") -> dict[str, object]:
     stat = path.stat()
     return {
         "path": str(path),
+        "device": stat.st_dev,
+        "inode": stat.st_ino,
         "size": stat.st_size,
         "mtime_ns": stat.st_mtime_ns,
-        "inode": stat.st_ino,
+        "ctime_ns": stat.st_ctime_ns,
         "sha256": sha256,
     }
 
@@ -219,11 +255,26 @@ def read_json(path: Path) -> object:
 
 
 def write_json(path: Path, content: dict[str, object]) -> None:
-    with _named(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")) as out:
         out.write(json.dumps(content, indent=1).encode())
         publish(out, path)
+
+
+def hash_state(tier: Tier, settings: Settings) -> str:
+    """How far the tier's file can be trusted, in a word, without reading it.
+
+    verified: its hash was right when it was last read and nothing wrote to it since · changed: something did ·
+    unverified: never read · missing.
+    """
+    path = file_path(tier, settings)
+    if not path.is_file():
+        return "in parts" if tier.packages and part_paths(tier) else "missing"
+    expected, known = tier.sha256 or locked_hash(tier, settings), _remembered(tier, settings)
+    if expected and known == _identity(path, expected):
+        return "verified"
+    return "changed" if isinstance(known, dict) else "unverified"
 
 
 def size(tier: Tier, settings: Settings) -> int:

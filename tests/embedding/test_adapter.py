@@ -105,6 +105,6 @@ def test_a_model_file_must_be_there_and_be_the_pinned_one(tmp_path) -> None:
 
 
 def test_the_lfm2_encoder_without_its_file_says_where_to_put_it(tmp_path) -> None:
-    settings = load_settings({}, encoder="lfm2", cache_dir=tmp_path)
-    with pytest.raises(ModelFileError, match=r"LFM2.5-Embedding-350M-Q4_K_M.gguf: not in .*RUVLLM_ENCODER=minilm"):
+    settings = load_settings({}, encoder="lfm2", cache_dir=tmp_path, quantisation="Q4_K_M")
+    with pytest.raises(ModelFileError, match=r"LFM2.5-Embedding-350M-Q4_K_M.gguf: not there; .*RUVLLM_ENCODER=minilm"):
         open_embedder(settings)

@@ -1,4 +1,4 @@
-"""The packaged models, each in one process per test run; hashes are checked once."""
+"""The packaged models, each in one process per test run, hashes checked once; and an LFM2 with random weights."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ruvllm.inference.blank import write_gguf
 from ruvllm.inference.files import ensure
 from ruvllm.inference.llama_cpp import LlamaWorker
+from ruvllm.inference.shapes import TINY
 from ruvllm.inference.tiers import Tier, load_catalogue
 from ruvllm.settings import Settings, load_settings
 
@@ -40,3 +42,9 @@ def chat_worker(tiers: dict[str, Tier], paths: dict[str, Path], model_settings: 
 def few_shot_worker(tiers: dict[str, Tier], paths: dict[str, Path], model_settings: Settings) -> Iterator[LlamaWorker]:
     with LlamaWorker(tiers["few-shot"], paths["few-shot"], model_settings, threads=1) as worker:
         yield worker
+
+
+@pytest.fixture(scope="session")
+def tiny_lfm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF of LFM2's architecture, 4 layers of 256, F16, random weights: it says nonsense until it is stopped."""
+    return write_gguf(tmp_path_factory.mktemp("blank") / "blank-lfm2-tiny-F16.gguf", TINY)

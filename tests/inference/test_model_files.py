@@ -1,4 +1,4 @@
-"""Files put together, verified, pulled and resumed; a small file stands for a model, as none of this reads a GGUF."""
+"""Files put together, verified, pulled and resumed; a small file that begins like a model stands for one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from inference_gguf import beginning
 
 from ruvllm.errors import ModelFileError
 from ruvllm.inference import files
@@ -20,7 +21,7 @@ from ruvllm.inference.hub import pull
 from ruvllm.inference.tiers import Tier, find_tier
 from ruvllm.settings import Settings
 
-BODY = b"GGUF" + os.urandom(300_000)
+BODY = beginning() + os.urandom(300_000)
 SHA = hashlib.sha256(BODY).hexdigest()
 
 
@@ -85,7 +86,7 @@ def _serving(hub: Hub) -> Iterator[str]:
 
 @pytest.fixture
 def tier(settings: Settings) -> Tier:
-    return replace(find_tier("350m", settings), sha256=SHA)
+    return replace(find_tier("350m", replace(settings, quantisation="Q4_K_M")), sha256=SHA)
 
 
 def test_a_pull_that_broke_off_is_resumed_where_it_was(hub: Hub, tier: Tier, settings: Settings) -> None:
@@ -198,6 +199,63 @@ def test_a_half_written_note_is_as_good_as_none(hub: Hub, tier: Tier, settings: 
     note.write_text(note.read_text()[:20])
     files.ensure(tier, settings)
     assert json.loads(note.read_text())["sha256"] == SHA
+
+
+def test_a_write_in_place_that_hides_its_time_is_found(hub: Hub, tier: Tier, settings: Settings) -> None:
+    path = pull(tier, settings, endpoint=hub.url)
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(200_000)
+        file.write(b"other")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    with pytest.raises(ModelFileError, match=f"expected {SHA}"):
+        files.ensure(tier, settings)
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(
+    hub: Hub, tier: Tier, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pull(tier, settings, endpoint=hub.url)
+    really = files.hash_file
+
+    def disturbed(path: Path, progress: object) -> str:
+        got = really(path)
+        path.write_bytes(BODY[:-1] + b"x")  # after its last byte was read
+        return got
+
+    monkeypatch.setattr(files, "hash_file", disturbed)
+    with pytest.raises(ModelFileError, match="changed while it was read"):
+        files.verify(tier, settings, force=True)
+    monkeypatch.undo()
+    with pytest.raises(ModelFileError, match=f"expected {SHA}"):
+        files.ensure(tier, settings)
+
+
+def test_what_the_hub_gives_must_be_the_model_that_was_asked_for(hub: Hub, tier: Tier, settings: Settings) -> None:
+    hub.body = beginning("qwen3", 28, 1024) + bytes(1000)
+    for _ in range(2):  # nor does it become one by being there
+        with pytest.raises(ModelFileError, match="is qwen3 with 28 layers of 1024, want lfm2"):
+            pull(replace(tier, sha256=""), settings, endpoint=hub.url)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (beginning("llama", 30, 576), "is llama with 30 layers of 576, want lfm2 with 16 layers of 1024 for lfm2-350m"),
+        (beginning("lfm2", 16, 1536), "is lfm2 with 16 layers of 1536, want lfm2 with 16 layers of 1024"),
+        (beginning("lfm2", 16, 1024, version=9), "header cannot be read"),
+        (beginning()[:60], "header cannot be read"),
+        (b"ggml" + beginning()[4:], "begins with b'ggml'"),
+    ],
+    ids=["architecture", "width", "version", "cut off", "magic"],
+)
+def test_the_right_hash_of_the_wrong_model_is_refused(tier: Tier, settings: Settings, body: bytes, said: str) -> None:
+    settings.models_dir.mkdir(parents=True)
+    (settings.models_dir / tier.file).write_bytes(body)
+    with pytest.raises(ModelFileError, match=said):
+        files.ensure(replace(tier, sha256=hashlib.sha256(body).hexdigest()), settings)
 
 
 @pytest.fixture
