@@ -11,30 +11,23 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ruvllm.errors import DeadlineError, InferenceError, ModelFileError
+from ruvllm.errors import InferenceError, ModelFileError
+from ruvllm.inference.halt import Halt
+from ruvllm.inference.snapshots import Snapshot
 from ruvllm.inference.types import Segment
 
 N_BATCH = 512
 _ABORTED = 2  # llama_decode's answer when the abort callback said stop
 _DEBUG = 1
 _GGUF_MAGIC = b"GGUF"
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The model's state after `tokens`; `logits` are not part of it, so something must be appended before sampling."""
-
-    tokens: tuple[int, ...]
-    state: Any  # ctypes array of bytes
+_ENDLESS = Halt()
 
 
 class Engine:
@@ -44,23 +37,26 @@ class Engine:
         ModelFileError: the file is not a GGUF that this llama.cpp can load.
     """
 
+    n_outputs = 1  # tokens of one evaluation that have logits: the last
+
     def __init__(self, path: Path, n_ctx: int) -> None:
         import llama_cpp.llama_cpp as api
 
         self._api: Any = api
         self.n_ctx = n_ctx
-        self._deadline = float("inf")
+        self._halt = Halt()
         self._model = self._load(path)
         self._vocab = api.llama_model_get_vocab(self._model)
         self.n_vocab: int = api.llama_vocab_n_tokens(self._vocab)
         # ctypes keeps no reference to a callback: lose ours and the next prefill calls freed memory.
-        self._abort = api.ggml_abort_callback(lambda _: time.monotonic() > self._deadline)
+        self._abort = api.ggml_abort_callback(lambda _: self._halt.passed)
         self._no_abort = api.ggml_abort_callback()  # a null pointer
         self._set_callback = self._no_abort
         self._context = self._open_context(path)
         self._memory = api.llama_get_memory(self._context)
         self._batch = api.llama_batch_init(N_BATCH, 0, 1)
         self._tokens: list[int] = []
+        self._stopped = False
 
     def _load(self, path: Path) -> int:
         check_magic(path)
@@ -81,7 +77,9 @@ class Engine:
         params = self._api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = self.n_ctx, N_BATCH, N_BATCH
         params.n_seq_max = 1
-        params.n_outputs_max = 1  # only the last token's logits: 22 MiB of buffers instead of 515 for Gemma
+        params.n_outputs_max = (
+            self.n_outputs
+        )  # only the last token's logits: 22 MiB of buffers instead of 515 for Gemma
         params.swa_full = False  # the window alone is kept: a snapshot never goes back within a sequence
         # Off: llama.cpp's flash attention rounds otherwise for batches under 64 tokens than for longer ones (up to 1.4
         # in a logit), so a restored prompt would not answer as a full one does. Nor is it faster here: SmolLM2 decodes
@@ -134,32 +132,37 @@ class Engine:
     def clear(self) -> None:
         self._api.llama_memory_clear(self._memory, False)
         self._tokens = []
+        self._stopped = False
 
-    def evaluate(self, tokens: Sequence[int], deadline: float = float("inf")) -> None:
-        """Append `tokens`. Logits are bit by bit the same however a prompt is cut, as long as no piece has a few tokens
-        only: those go through other kernels, whose rounding the quantised model amplifies (about 1 in a logit).
+    def evaluate(self, tokens: Sequence[int], halt: Halt | None = None) -> None:
+        """Append `tokens`. Logits are bit by bit the same however a prompt is cut, as long as no piece is below eight
+        tokens: those go through other kernels, whose rounding the quantised model amplifies (about 1 in a logit).
 
         Raises:
-            DeadlineError: the deadline (time.monotonic seconds) passed; the state is then undefined until restored.
+            DeadlineError, CancelledError: `halt` said stop. What the model holds then is undefined, so nothing can be
+                appended before the next clear or restore.
         """
-        self._deadline = deadline
+        if self._stopped:
+            raise InferenceError("model state: got tokens after a stop in the middle, want a clear or a restore first")
+        self._halt = halt or _ENDLESS
         for chunk in _chunks(tokens):
             self._decode(chunk)
 
     def _decode(self, chunk: Sequence[int]) -> None:
         # The callback enters Python at every graph node: nothing beside a prefill, 5 % of a single token.
-        stoppable = len(chunk) > 1 and self._deadline < float("inf")
+        stoppable = len(chunk) > 1 and self._halt is not _ENDLESS
         callback = self._abort if stoppable else self._no_abort
         if callback is not self._set_callback:
             self._api.llama_set_abort_callback(self._context, callback, ctypes.c_void_p(0))
             self._set_callback = callback
         self._fill(chunk)
         code = self._api.llama_decode(self._context, self._batch)
-        if code == _ABORTED or time.monotonic() > self._deadline:
-            raise DeadlineError("deadline passed while the prompt was evaluated; ask for less context or more time")
-        if code != 0:
+        self._stopped = code != 0
+        if code not in (0, _ABORTED):
             raise InferenceError(f"llama_decode: got {code}, want 0, after {len(self._tokens)} of {self.n_ctx} tokens")
-        self._tokens.extend(chunk)
+        if not self._stopped:
+            self._tokens.extend(chunk)
+        self._halt.check(f"token {len(self._tokens)} of its prompt or answer was evaluated")
 
     def _fill(self, chunk: Sequence[int]) -> None:
         batch, start = self._batch, len(self._tokens)
@@ -174,8 +177,13 @@ class Engine:
         pointer = self._api.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
 
+    @property
+    def state_bytes(self) -> int:
+        """Of a snapshot taken now."""
+        return int(self._api.llama_state_seq_get_size(self._context, 0))
+
     def snapshot(self) -> Snapshot:
-        size = self._api.llama_state_seq_get_size(self._context, 0)
+        size = self.state_bytes
         state = (ctypes.c_uint8 * size)()
         written = self._api.llama_state_seq_get_data(self._context, state, size, 0)
         if written != size:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from ruvllm.errors import TooLargeError, WorkerDiedError
+from ruvllm.errors import CancelledError, InferenceError, InputError, TooLargeError, WorkerDiedError
 from ruvllm.inference.sampling import check_sampling
-from ruvllm.inference.types import Generation, NestedGeneration, Prompt, Sampling, Segment
+from ruvllm.inference.types import Choice, Generation, NestedGeneration, Prompt, Sampling, Segment
 
 
 def prompt_text(prompt: Prompt) -> str:
@@ -23,14 +24,50 @@ def _nothing_known(text: str) -> str:
     return "unknown"
 
 
+def _no_opinion(text: str, choice: str) -> float:
+    return 1.0
+
+
+class FakeStream:
+    """A whole answer, handed out word by word."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._left = re.findall(r"\S+\s*", generation.text)
+        self.closed = False
+
+    def __iter__(self) -> Iterator[str]:
+        while self._left:
+            if self.closed:
+                raise CancelledError("fake model: its stream was closed")
+            yield self._left.pop(0)
+
+    @property
+    def generation(self) -> Generation:
+        if self._left:
+            raise InferenceError("fake model: the stream has pieces left, want it read to its end")
+        return self._generation
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self) -> FakeStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 @dataclass
 class FakeModel:
     """`answer` maps the whole prompt's text to the reply; a second is 1,000 tokens of prompt or 10 of reply.
 
-    While `deaths` is positive, each call lowers it by one and raises WorkerDiedError.
+    `weigh` maps the prompt's text and a choice to its weight among the choices. While `deaths` is positive, each call
+    lowers it by one and raises WorkerDiedError.
     """
 
     answer: Callable[[str], str] = _nothing_known
+    weigh: Callable[[str, str], float] = _no_opinion
     n_ctx: int = 2048
     deaths: int = 0
     alive: bool = True
@@ -49,6 +86,22 @@ class FakeModel:
         if tokens + sampling.max_tokens > self.n_ctx:
             raise TooLargeError(f"prompt: got {tokens} tokens, want at most {self.n_ctx} with max_tokens")
         return self._generation(prompt, tokens, sampling.max_tokens)
+
+    def stream(self, prompt: Prompt, sampling: Sampling, deadline_s: float) -> FakeStream:
+        return FakeStream(self.generate(prompt, sampling, deadline_s))
+
+    def choose(self, prompts: Sequence[Prompt], choices: Sequence[str], deadline_s: float) -> list[Choice]:
+        self._perhaps_die()
+        for choice in choices:
+            if len(choice.split()) != 1:
+                raise InputError(f"choice {choice!r}: became {choice.split()}, want one token of this model")
+        self.asked.extend(prompts)
+        return [self._choice(prompt_text(prompt), choices) for prompt in prompts]
+
+    def _choice(self, text: str, choices: Sequence[str]) -> Choice:
+        weights = [self.weigh(text, choice) for choice in choices]
+        tokens = len(text.split())
+        return Choice(tuple(weight / sum(weights) for weight in weights), tokens, 0, tokens / 1000)
 
     def _generation(self, prompt: Prompt, tokens: int, max_tokens: int) -> Generation:
         static = _text(prompt.static)

@@ -1,55 +1,39 @@
-"""Answers from one engine: static prefix kept, nested contexts evaluated once. Knows nothing of processes."""
+"""Answers from one engine: kept prefixes restored, nested contexts evaluated once. Knows nothing of processes."""
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ruvllm.errors import DeadlineError, InputError, TooLargeError
-from ruvllm.inference.engine import Snapshot
-from ruvllm.inference.sampling import pick
-from ruvllm.inference.types import Generation, NestedGeneration, Prompt, Sampling, Segment
+from ruvllm.errors import InputError, TooLargeError
+from ruvllm.inference.halt import Halt
+from ruvllm.inference.prefix import MIN_PIECE, Start, Stateful, Tokens, departures, reach
+from ruvllm.inference.sampling import pick, probabilities
+from ruvllm.inference.snapshots import Snapshot, Snapshots
+from ruvllm.inference.speech import Speech
+from ruvllm.inference.types import Choice, Generation, NestedGeneration, Prompt, Sampling, Segment
 
-MAX_STATICS = 4  # snapshots kept: answering, judging and a few to come; 1 to 10 MB each
+MIN_SHARED = 16  # tokens that two prompts must share behind their history for a state to be worth taking
+
+MAX_SHARED = 3  # such states taken in one prompt
 
 
-class Evaluator(Protocol):
+class Evaluator(Stateful, Protocol):
     """What a generator needs of `Engine`."""
 
     n_ctx: int
 
-    @property
-    def tokens(self) -> tuple[int, ...]: ...
     def begin_tokens(self) -> list[int]: ...
+    def tokenise(self, text: str, special: bool) -> list[int]: ...
     def tokenise_segments(self, segments: Sequence[Segment]) -> list[int]: ...
     def is_end(self, token: int) -> bool: ...
     def piece(self, token: int) -> bytes: ...
-    def evaluate(self, tokens: Sequence[int], deadline: float) -> None: ...
     def logits(self) -> NDArray[np.float32]: ...
-    def snapshot(self) -> Snapshot: ...
-    def restore(self, snapshot: Snapshot) -> None: ...
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A prompt in token ids; `body` is history and context."""
-
-    static: tuple[int, ...]
-    body: tuple[int, ...]
-    question: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.static) + len(self.body) + len(self.question)
-
-    @property
-    def before_question(self) -> tuple[int, ...]:
-        return self.static + self.body
 
 
 class Checkpoint(NamedTuple):
@@ -65,148 +49,209 @@ class Answer(NamedTuple):
     finish_reason: str
 
 
+def ignore(_: str) -> None:
+    """Says nothing."""
+
+
 class Generator:
-    """`stop` belongs to the tier's prompt style, beside what a request asks for. Deadlines are in `clock`'s seconds."""
+    """`stop` belongs to the tier's prompt style, beside what a request asks for; `clock` counts an answer's seconds."""
 
-    def __init__(self, engine: Evaluator, stop: tuple[str, ...], clock: Callable[[], float] = time.monotonic) -> None:
-        self._engine, self._clock = engine, clock
-        self._stop = stop
-        self._statics: OrderedDict[tuple[int, ...], Snapshot] = OrderedDict()
+    def __init__(
+        self,
+        engine: Evaluator,
+        stop: tuple[str, ...],
+        snapshots: Snapshots,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine, self._stop, self._snapshots, self._clock = engine, stop, snapshots, clock
 
-    def generate(self, prompt: Prompt, sampling: Sampling, deadline: float) -> Generation:
-        """One answer.
+    def generate(
+        self, prompt: Prompt, sampling: Sampling, halt: Halt, say: Callable[[str], None] = ignore
+    ) -> Generation:
+        """One answer. `say` gets its text in pieces as soon as they stand; joined they are `Generation.text`.
 
         Raises:
             TooLargeError: prompt and max_tokens do not fit the context; nothing was evaluated.
-            DeadlineError: the deadline passed.
+            DeadlineError, CancelledError: `halt` said stop.
         """
-        tokens = self._tokenise(prompt, sampling)
+        tokens = self._tokenise(prompt, sampling.max_tokens)
         began = self._clock()
-        cached = self._restore_static(tokens.static, deadline)
-        self._engine.evaluate(tokens.body + tokens.question, deadline)
+        start = self._reach_conversation(tokens, halt)
+        self._evaluate_up_to(tokens.all, halt)
         prefilled = self._clock()
-        answer = self._decode(sampling, deadline)
-        return _generation(answer, tokens, cached, prefilled - began, self._clock() - prefilled)
+        answer = self._decode(sampling, halt, say)
+        return _generation(answer, tokens, start.cached, prefilled - began, self._clock() - prefilled)
+
+    def _reach_conversation(self, tokens: Tokens, halt: Halt) -> Start:
+        return reach(self._engine, self._snapshots, (tokens.static, tokens.conversation), halt)
+
+    def _evaluate_up_to(self, tokens: tuple[int, ...], halt: Halt) -> None:
+        """Append what of `tokens` is missing; they begin with what was evaluated."""
+        self._engine.evaluate(tokens[len(self._engine.tokens) :], halt)
+
+    # -- several bins of one question
 
     def generate_nested(
-        self, prompts: Sequence[tuple[int, Prompt]], sampling: Sampling, deadline: float
+        self, prompts: Sequence[tuple[int, Prompt]], sampling: Sampling, halt: Halt
     ) -> list[NestedGeneration]:
         """An answer per (bin, prompt), smallest bin first; what one bin evaluated is not evaluated for the next."""
-        tokenised = [(context_bin, self._tokenise(prompt, sampling)) for context_bin, prompt in _by_bin(prompts)]
-        return list(self._nested(tokenised, sampling, deadline))
+        by_bin = sorted(prompts, key=lambda pair: pair[0])
+        tokenised = [(context_bin, self._tokenise(prompt, sampling.max_tokens)) for context_bin, prompt in by_bin]
+        return list(self._nested(tokenised, sampling, halt))
 
     def _nested(
-        self, prompts: Sequence[tuple[int, Tokens]], sampling: Sampling, deadline: float
+        self, prompts: Sequence[tuple[int, Tokens]], sampling: Sampling, halt: Halt
     ) -> Iterator[NestedGeneration]:
         known: dict[Tokens, NestedGeneration] = {}
-        reached: list[Checkpoint] = []
+        last: Checkpoint | None = None
         for i, (context_bin, tokens) in enumerate(prompts):
-            if tokens not in known:
-                keep = any(later != tokens for _, later in prompts[i + 1 :])
-                known[tokens] = self._one_bin(context_bin, tokens, reached, keep, sampling, deadline)
-                yield known[tokens]
-            else:
+            if tokens in known:
                 yield replace(known[tokens], context_bin=context_bin, spent_s=0.0)
+                continue
+            keep = any(later != tokens for _, later in prompts[i + 1 :])
+            known[tokens], last = self._one_bin(context_bin, tokens, last, keep, sampling, halt)
+            yield known[tokens]
 
     def _one_bin(
-        self,
-        context_bin: int,
-        tokens: Tokens,
-        reached: list[Checkpoint],
-        keep: bool,
-        sampling: Sampling,
-        deadline: float,
-    ) -> NestedGeneration:
+        self, context_bin: int, tokens: Tokens, last: Checkpoint | None, keep: bool, sampling: Sampling, halt: Halt
+    ) -> tuple[NestedGeneration, Checkpoint | None]:
         began = self._clock()
-        start, cached = self._start(tokens, reached, deadline)
+        seconds, cached = self._start(tokens, last, halt)
         at_start = self._clock()
-        self._engine.evaluate(tokens.before_question[len(start.snapshot.tokens) :], deadline)
+        self._evaluate_up_to(tokens.before_question, halt)
         at_question = self._clock()
-        body_s = start.seconds + at_question - at_start
-        if keep:
-            reached.append(Checkpoint(self._engine.snapshot(), body_s))
+        body_s = seconds + at_question - at_start
+        reached = Checkpoint(self._engine.snapshot(), body_s) if keep else None
         asked = self._clock()
-        self._engine.evaluate(tokens.question, deadline)
+        self._evaluate_up_to(tokens.all, halt)
         prefilled = self._clock()
-        answer = self._decode(sampling, deadline)
+        answer = self._decode(sampling, halt, ignore)
         done = self._clock()
         question_s = prefilled - asked
         generation = _generation(answer, tokens, cached, at_question - began + question_s, done - prefilled)
-        return NestedGeneration(context_bin, generation, body_s + question_s, done - began)
+        return NestedGeneration(context_bin, generation, body_s + question_s, done - began), reached
 
-    def _start(self, tokens: Tokens, reached: Sequence[Checkpoint], deadline: float) -> tuple[Checkpoint, int]:
-        """Restores the longest state that the prompt begins with; the count is of tokens not evaluated now."""
-        wanted = tokens.before_question
-        fitting = [c for c in reached if wanted[: len(c.snapshot.tokens)] == c.snapshot.tokens]
-        if fitting:
-            best = max(fitting, key=lambda checkpoint: len(checkpoint.snapshot.tokens))
-            self._engine.restore(best.snapshot)
-            return best, len(best.snapshot.tokens)
-        cached = self._restore_static(tokens.static, deadline)
-        # A later request finds the static prefix kept, so what it waits for is the restore, not the evaluation.
+    def _start(self, tokens: Tokens, last: Checkpoint | None, halt: Halt) -> tuple[float, int]:
+        """Where the last bin's context ended, if this one extends it, else at the static prefix.
+
+        Returns the seconds that a request needs to come here from a kept static prefix, and how many tokens were not
+        evaluated now.
+        """
+        if last and _begins(tokens.before_question, last.snapshot.tokens):
+            self._engine.restore(last.snapshot)
+            return last.seconds, len(last.snapshot.tokens)
+        return self._start_at_static(tokens, halt)
+
+    def _start_at_static(self, tokens: Tokens, halt: Halt) -> tuple[float, int]:
+        """Not at a kept history: `cold_prefill_s` is of a request that finds the static prefix and nothing more."""
         began = self._clock()
-        self._engine.restore(self._statics[tokens.static])
-        return Checkpoint(self._statics[tokens.static], self._clock() - began), cached
+        start = reach(self._engine, self._snapshots, (tokens.static,), halt)
+        if start.kept:
+            # A later request finds the static prefix kept, so what it waits for is the restore, not the evaluation.
+            began = self._clock()
+            self._engine.restore(start.kept)
+        return self._clock() - began, start.cached
 
-    def _restore_static(self, static: tuple[int, ...], deadline: float) -> int:
-        """The engine stands right after `static`; returns how many tokens of it were not evaluated now."""
-        known = self._statics.get(static)
-        if known is not None:
-            self._statics.move_to_end(static)
-            self._engine.restore(known)
-            return len(static)
-        self._engine.restore(Snapshot((), b""))
-        self._engine.evaluate(static, deadline)
-        self._statics[static] = self._engine.snapshot()
-        if len(self._statics) > MAX_STATICS:
-            self._statics.popitem(last=False)
-        return 0
+    # -- probabilities of given next tokens
 
-    def _tokenise(self, prompt: Prompt, sampling: Sampling) -> Tokens:
+    def choose(self, prompts: Sequence[Prompt], choices: Sequence[str], halt: Halt) -> list[Choice]:
+        """How likely each choice is as the next token, per prompt; what two in a row share is evaluated once.
+
+        Raises:
+            InputError: a choice is not exactly one token, or there is none.
+            TooLargeError: a prompt does not fit the context; nothing was evaluated.
+            DeadlineError, CancelledError: `halt` said stop.
+        """
+        ids = [self._single(choice) for choice in choices]
+        if not ids:
+            raise InputError("choices: got none, want at least one")
+        tokenised = [self._tokenise(prompt, 0) for prompt in prompts]
+        return list(self._chosen(tokenised, ids, halt))
+
+    def _single(self, choice: str) -> int:
+        tokens = self._engine.tokenise(choice, special=False)
+        if len(tokens) != 1:
+            became = " + ".join(repr(self._engine.piece(token).decode(errors="replace")) for token in tokens)
+            raise InputError(f"choice {choice!r}: became {became or 'no token'}, want one token of this model")
+        return tokens[0]
+
+    def _chosen(self, prompts: Sequence[Tokens], ids: Sequence[int], halt: Halt) -> Iterator[Choice]:
+        shared: list[Snapshot] = []  # held for this call only, shortest first
+        whole = [tokens.all for tokens in prompts]
+        for i, tokens in enumerate(prompts):
+            began = self._clock()
+            shared = [state for state in shared if _begins(whole[i][:-MIN_PIECE], state.tokens)]
+            cached = self._start_shared(tokens, shared, halt)
+            shared += self._shared_states(whole[i:], halt)
+            self._evaluate_up_to(whole[i], halt)
+            probs = probabilities(self._engine.logits())
+            yield Choice(tuple(float(probs[i]) for i in ids), len(tokens), cached, self._clock() - began)
+
+    def _start_shared(self, tokens: Tokens, shared: Sequence[Snapshot], halt: Halt) -> int:
+        if not shared:
+            return self._reach_conversation(tokens, halt).cached
+        self._engine.restore(shared[-1])
+        return len(shared[-1].tokens)
+
+    def _shared_states(self, prompts: Sequence[tuple[int, ...]], halt: Halt) -> list[Snapshot]:
+        """States on the way through the first prompt, where those behind it will depart."""
+        states = []
+        for place in departures(prompts, len(self._engine.tokens) + MIN_SHARED)[-MAX_SHARED:]:
+            if place >= len(self._engine.tokens) + MIN_SHARED:
+                self._evaluate_up_to(prompts[0][:place], halt)
+                states.append(self._engine.snapshot())
+        return states
+
+    # -- one prompt, one answer
+
+    def _tokenise(self, prompt: Prompt, max_tokens: int) -> Tokens:
         of = self._engine.tokenise_segments
         static = (*self._engine.begin_tokens(), *of(prompt.static))
-        tokens = Tokens(static, (*of(prompt.history), *of(prompt.context)), tuple(of(prompt.question)))
+        tokens = Tokens(static, tuple(of(prompt.history)), tuple(of(prompt.context)), tuple(of(prompt.question)))
         if not tokens.question:
             raise InputError("prompt: got an empty question, want text to answer")
-        if len(tokens) + sampling.max_tokens > self._engine.n_ctx:
+        if len(tokens) + max_tokens > self._engine.n_ctx:
             raise TooLargeError(
-                f"prompt: got {len(tokens)} tokens and max_tokens {sampling.max_tokens}, want at most "
+                f"prompt: got {len(tokens)} tokens and max_tokens {max_tokens}, want at most "
                 f"{self._engine.n_ctx} together; ask for a smaller context bin or a shorter answer"
             )
         return tokens
 
-    def _decode(self, sampling: Sampling, deadline: float) -> Answer:
-        stops = [stop.encode() for stop in (*self._stop, *sampling.stop)]
+    def _decode(self, sampling: Sampling, halt: Halt, say: Callable[[str], None]) -> Answer:
+        speech = Speech((*(() if sampling.lines else self._stop), *sampling.stop))
+        said: list[str] = []
+        made, reason = 0, "length"
+        for token in self._next_tokens(sampling, halt):
+            made += 1
+            if self._engine.is_end(token):
+                reason = "stop"
+                break
+            _say(speech.push(self._engine.piece(token)), said, say)
+            if speech.stopped:
+                reason = "stop"
+                break
+        _say(speech.finish(), said, say)
+        return Answer("".join(said), made, reason)
+
+    def _next_tokens(self, sampling: Sampling, halt: Halt) -> Iterator[int]:
+        """Up to max_tokens; a token is evaluated when the one after it is asked for."""
         rng = np.random.default_rng(sampling.seed)
-        raw = bytearray()
         for made in range(1, sampling.max_tokens + 1):
             token = pick(self._engine.logits(), sampling, rng)
-            if self._engine.is_end(token):
-                return Answer(_text(raw), made, "stop")
-            raw += self._engine.piece(token)
-            cut = _first_stop(raw, stops)
-            if cut is not None:
-                return Answer(_text(raw[:cut]), made, "stop")
-            if self._clock() > deadline:
-                raise DeadlineError(f"deadline passed after {made} tokens of the answer; ask for fewer or more time")
+            yield token
+            halt.check(f"token {made} of its answer was made")
             if made < sampling.max_tokens:
-                self._engine.evaluate([token], deadline)
-        return Answer(_text(raw), sampling.max_tokens, "length")
+                self._engine.evaluate([token], halt)
 
 
-def _by_bin(prompts: Sequence[tuple[int, Prompt]]) -> list[tuple[int, Prompt]]:
-    return sorted(prompts, key=lambda pair: pair[0])
+def _say(piece: str, said: list[str], say: Callable[[str], None]) -> None:
+    if piece:
+        said.append(piece)
+        say(piece)
 
 
-def _first_stop(raw: bytearray, stops: Sequence[bytes]) -> int | None:
-    """Where the earliest stop string begins."""
-    found = [raw.find(stop) for stop in stops]
-    return min((place for place in found if place >= 0), default=None)
-
-
-def _text(raw: bytes | bytearray) -> str:
-    """A character cut by max_tokens is left out, and the colon with which a model may close the prompt's lead-in."""
-    return raw.decode(errors="ignore").strip().removeprefix(":").strip()
+def _begins(tokens: tuple[int, ...], beginning: tuple[int, ...]) -> bool:
+    return tokens[: len(beginning)] == beginning
 
 
 def _generation(answer: Answer, tokens: Tokens, cached: int, prefill_s: float, decode_s: float) -> Generation:

@@ -1,7 +1,8 @@
 """What a model is asked, and which passages fit a context bin. Knows nothing of tokenisers or memory.
 
 [static][history][context][question]: the static part never changes for a tier, and passages stand best first, so that a
-larger bin's context extends a smaller one's and the saved state is reused.
+larger bin's context extends a smaller one's and the saved state is reused. A caller's own instructions open the
+history: behind the static part, which thus stays the same for every caller, and before the turns that they govern.
 
 Text of users and of memory is fenced twice: it is one line, and only trusted text can begin a line, so it cannot pose
 as a question, an answer or a turn; and its segments are untrusted, so a literal `<|im_end|>` stays plain characters.
@@ -11,10 +12,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from ruvllm.inference.tiers import Tier
-from ruvllm.inference.types import BINS, Model, Prompt, Segment
+from ruvllm.inference.types import BINS, Model, Prompt, Sampling, Segment
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,24 @@ _FEW_SHOT = Template(
 TEMPLATES = {"chat": _CHAT, "few-shot": _FEW_SHOT}
 
 
+@dataclass(frozen=True)
+class Extra:
+    """What only some prompts have, so that it is no part of PROMPT_VERSION: prompts without it stay as they were."""
+
+    instructions: str  # before a caller's instructions
+    line: str  # before each line of them
+    line_end: str
+    instructions_end: str
+    stop: tuple[str, ...]  # ends an answer of several lines
+
+
+_EXTRAS = {
+    "chat": Extra("<|im_start|>system\nInstructions for your answers:\n", "- ", "\n", "<|im_end|>\n", ()),
+    # A base model goes on with an example of its own; each begins behind an empty line.
+    "few-shot": Extra("Instructions for the answers:\n", "- ", "\n", "\n", ("\n\n",)),
+}
+
+
 def _digest() -> str:
     what = {style: astuple(template) for style, template in TEMPLATES.items()}
     return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
@@ -116,15 +135,35 @@ def _digest() -> str:
 PROMPT_VERSION = _digest()
 
 
-def build(tier: Tier, question: str, passages: Sequence[str], history: Sequence[tuple[str, str]]) -> Prompt:
-    """The prompt for `question` after the earlier turns of `history` (question, answer), with `passages` best first."""
+def build(
+    tier: Tier, question: str, passages: Sequence[str], history: Sequence[tuple[str, str]], instructions: str = ""
+) -> Prompt:
+    """The prompt for `question` after the earlier turns of `history` (question, answer), with `passages` best first.
+
+    `instructions` are a caller's (OpenAI's system or developer message). They stand where a model heeds them, but each
+    of their lines is fenced like any other text from outside.
+    """
     template = TEMPLATES[tier.style]
+    turns = (segment for asked, answered in history for segment in _turn(template, asked, answered))
     return Prompt(
         static=_static(template),
-        history=tuple(segment for asked, answered in history for segment in _turn(template, asked, answered)),
+        history=(*_instructions(_EXTRAS[tier.style], instructions), *turns),
         context=_context(template, passages),
         question=_question(template, question),
     )
+
+
+def several_lines(tier: Tier, sampling: Sampling) -> Sampling:
+    """The same sampling for an answer that may have several lines; a tier's own answers are facts, of one line."""
+    return replace(sampling, lines=True, stop=(*sampling.stop, *_EXTRAS[tier.style].stop))
+
+
+def _instructions(extra: Extra, text: str) -> tuple[Segment, ...]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        return ()
+    fenced = [segment for line in lines for segment in (_trusted(extra.line), _line(line), _trusted(extra.line_end))]
+    return (_trusted(extra.instructions), *fenced, _trusted(extra.instructions_end))
 
 
 def _static(template: Template) -> tuple[Segment, ...]:

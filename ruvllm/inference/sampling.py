@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ruvllm.errors import InputError
+from ruvllm.errors import InferenceError, InputError
 from ruvllm.inference.types import Sampling
 
 MAX_STOPS, MAX_STOP_CHARS = 16, 64
@@ -42,14 +42,36 @@ def _integer(name: str, got: int, low: int, high: int) -> None:
 
 
 def pick(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generator) -> int:
-    """A token id from `logits` (V,): the best at temperature 0, else drawn from the smallest set that holds top_p."""
+    """A token id from `logits` (V,): the best at temperature 0, else drawn from the smallest set that holds top_p.
+
+    Raises:
+        InferenceError: the model's logits are no numbers.
+    """
     if sampling.temperature == 0.0 or sampling.top_p == 0.0:
-        return int(logits.argmax())
-    scaled = logits.astype(np.float64) / sampling.temperature  # (V,)
-    probs = np.exp(scaled - scaled.max())
-    probs /= probs.sum()
+        return _best(logits)
+    probs = probabilities(logits, sampling.temperature)
     nucleus = _nucleus(probs, sampling.top_p)
     return int(rng.choice(nucleus, p=probs[nucleus] / probs[nucleus].sum()))
+
+
+def probabilities(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
+    """(V,) softmax over the whole vocabulary.
+
+    Raises:
+        InferenceError: the model's logits are no numbers.
+    """
+    scaled = logits.astype(np.float64) / temperature  # (V,)
+    weights = np.exp(scaled - scaled[_best(logits)])
+    probs: NDArray[np.float64] = weights / weights.sum()
+    return probs
+
+
+def _best(logits: NDArray[np.float32]) -> int:
+    """argmax takes a NaN for the greatest, so looking at the best finds any NaN among them all."""
+    best = int(logits.argmax())
+    if not math.isfinite(logits[best]):
+        raise InferenceError(f"model: got {logits[best]} as its best logit, want a number; its weights are damaged")
+    return best
 
 
 def _nucleus(probs: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:

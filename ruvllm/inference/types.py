@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol
 
 BINS = (256, 512, 1024, 2048, 4096)  # context bins in tokens of retrieved text, specification 5.2
@@ -24,6 +26,7 @@ class Sampling:
     max_tokens: int = 48
     seed: int = 0
     stop: tuple[str, ...] = ()
+    lines: bool = False  # several: what ends a fact's line in the tier's style does not end the answer
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,16 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What a model thinks of a few given next tokens: `probabilities` (n_choices,) among all tokens, not only these."""
+
+    probabilities: tuple[float, ...]
+    prompt_tokens: int
+    cached_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class NestedGeneration:
     """One bin of an oracle query.
 
@@ -66,18 +79,49 @@ class NestedGeneration:
     spent_s: float
 
 
+class Stream(Protocol):
+    """An answer while it is made: iterate over its pieces, then read `generation`, whose text is all pieces joined.
+
+    Closing it before its end stops the work, prefill too. Errors of the model come out of the iteration.
+    """
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    @property
+    def generation(self) -> Generation:
+        """Raises InferenceError while pieces are left."""
+        ...
+
+    def close(self) -> None: ...
+    def __enter__(self) -> Stream: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 class Model(Protocol):
     """A tier that answers. One request at a time; a second waits.
 
-    Raises (all calls): WorkerDiedError, InferenceError, OverloadedError, TooLargeError (prompt + max_tokens > n_ctx).
+    Raises (all calls): WorkerDiedError, InferenceError, OverloadedError, DeadlineError, TooLargeError (prompt +
+    max_tokens > n_ctx).
     """
 
     def count_tokens(self, texts: list[str]) -> list[int]: ...
 
     def generate(self, prompt: Prompt, sampling: Sampling, deadline_s: float) -> Generation: ...
 
+    def stream(self, prompt: Prompt, sampling: Sampling, deadline_s: float) -> Stream: ...
+
     def generate_nested(
         self, prompts: dict[int, Prompt], sampling: Sampling, deadline_s: float
     ) -> list[NestedGeneration]:
         """Answer one question at several context bins; a larger bin's context extends a smaller one's."""
+        ...
+
+    def choose(self, prompts: Sequence[Prompt], choices: Sequence[str], deadline_s: float) -> list[Choice]:
+        """How likely each of `choices` is as the next token, per prompt, in order. Nothing is generated.
+
+        Raises:
+            InputError: a choice is not one token of this model.
+        """
         ...
