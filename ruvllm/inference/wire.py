@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
-from ruvllm.errors import DeadlineError, InferenceError, InputError, ModelFileError, RuvllmError, TooLargeError
-from ruvllm.inference.types import Generation, NestedGeneration, Prompt, Sampling, Segment
+from ruvllm.errors import (
+    CancelledError,
+    DeadlineError,
+    InferenceError,
+    InputError,
+    ModelFileError,
+    RuvllmError,
+    TooLargeError,
+)
+from ruvllm.inference.types import Choice, Generation, NestedGeneration, Prompt, Sampling, Segment
 
+T = TypeVar("T")
 Wire = dict[str, Any]  # what msgpack made of a record; checked by the record's own constructor
-_ERRORS = {kind.__name__: kind for kind in (DeadlineError, InferenceError, InputError, ModelFileError, TooLargeError)}
+_KINDS = (CancelledError, DeadlineError, InferenceError, InputError, ModelFileError, TooLargeError)
+_ERRORS = {kind.__name__: kind for kind in _KINDS}
 
 
 def segments_to_wire(segments: Sequence[Segment]) -> list[list[object]]:
@@ -56,6 +66,14 @@ def nested_from_wire(wire: Wire) -> NestedGeneration:
     return NestedGeneration(**{**wire, "generation": Generation(**wire["generation"])})
 
 
+def choice_to_wire(choice: Choice) -> Wire:
+    return asdict(choice)
+
+
+def choice_from_wire(wire: Wire) -> Choice:
+    return Choice(**{**wire, "probabilities": tuple(wire["probabilities"])})
+
+
 def error_to_wire(error: RuvllmError) -> Wire:
     return {"error": type(error).__name__, "message": str(error)}
 
@@ -63,3 +81,15 @@ def error_to_wire(error: RuvllmError) -> Wire:
 def error_from_wire(wire: Mapping[str, object]) -> RuvllmError:
     kind = _ERRORS.get(str(wire["error"]), InferenceError)
     return kind(str(wire["message"]))
+
+
+def shaped(make: Callable[[], T]) -> T:
+    """What `make` makes of an answer.
+
+    Raises:
+        InferenceError: the answer has not the shape that it should have.
+    """
+    try:
+        return make()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InferenceError(f"model's process: its answer has another shape than wanted: {error!r}") from error

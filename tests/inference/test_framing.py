@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ruvllm.inference.framing import MAX_FRAME, FrameError, pack, receive, send, unpack
+from ruvllm.inference.framing import MAX_FRAME, Channel, FrameError, pack, unpack
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -34,7 +34,9 @@ def test_messages_survive_any_way_the_bytes_are_split(messages: list[dict[str, o
     with ours, theirs:
         writer = threading.Thread(target=_trickle, args=(theirs, stream, step))
         writer.start()
-        assert [receive(ours) for _ in messages] == messages
+        channel = Channel(ours)
+        assert [channel.receive() for _ in messages] == messages
+        assert not channel.waiting
         writer.join()
 
 
@@ -55,7 +57,7 @@ def test_an_end_within_a_frame_is_an_end() -> None:
         with theirs:
             theirs.sendall(pack({"op": "generate"})[:-1])
         with pytest.raises(EOFError, match="closed after"):
-            receive(ours)
+            Channel(ours).receive()
 
 
 def test_an_announced_length_over_the_limit_is_refused_before_it_is_read() -> None:
@@ -63,10 +65,29 @@ def test_an_announced_length_over_the_limit_is_refused_before_it_is_read() -> No
     with ours, theirs:
         theirs.sendall(struct.pack(">I", MAX_FRAME + 1))
         with pytest.raises(FrameError, match="want at most"):
-            receive(ours)
+            Channel(ours).receive()
 
 
 def test_a_message_over_the_limit_is_not_sent() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises(FrameError, match="want at most"):
-        send(ours, {"text": "x" * MAX_FRAME})
+        Channel(ours).send({"text": "x" * MAX_FRAME})
+
+
+def test_a_time_out_within_a_frame_loses_nothing() -> None:
+    frame = pack({"say": "half"})
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        channel = Channel(ours)
+        theirs.sendall(frame[:7])
+        with pytest.raises(TimeoutError):
+            channel.receive(0.01)
+        theirs.sendall(frame[7:])
+        assert channel.waiting
+        assert channel.receive(5) == {"say": "half"}
+
+
+@pytest.mark.parametrize("message", [{"x": object()}, {"x": 2**70}, {"x": {1, 2}}], ids=["object", "number", "set"])
+def test_what_msgpack_cannot_say_is_no_message(message: dict[str, object]) -> None:
+    with pytest.raises(FrameError):
+        pack(message)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from inference_prompts import short_prompt
 
-from ruvllm.errors import InputError, UnknownTierError, WorkerDiedError
+from ruvllm.errors import InputError, OverloadedError, UnknownTierError, WorkerDiedError
+from ruvllm.inference.budget import MemoryBudget
 from ruvllm.inference.fake import FakeModel
 from ruvllm.inference.pool import ModelPool, SupervisedModel
 from ruvllm.inference.tiers import Ladder, Tier
-from ruvllm.inference.types import Sampling
+from ruvllm.inference.types import Generation, Sampling
 from ruvllm.settings import Settings
 
 ASK = (short_prompt("Who?"), Sampling(), 5.0)
@@ -79,3 +82,96 @@ def test_a_bad_request_is_not_a_death(tiers: dict[str, Tier]) -> None:
         SupervisedModel(tiers["chat"], starts).generate(short_prompt("Who?"), Sampling(temperature=-1), 5.0)
     assert starts.count == 1
     assert starts.made[0].alive
+
+
+def test_the_state_of_every_tier_is_told_without_asking_a_process(tiers: dict[str, Tier], settings: Settings) -> None:
+    starts = Starts(0)
+    ladder = Ladder("packaged", (tiers["chat"], tiers["few-shot"]), "")
+    with ModelPool(settings, ladder, start=starts) as pool:
+        assert [state.state for state in pool.states] == ["cold", "cold"]
+        assert not pool.ready
+        pool.model(0).start()
+        assert pool.ready
+        assert [(s.name, s.ready, s.busy) for s in pool.states] == [
+            (tiers["chat"].name, True, 0),
+            (tiers["few-shot"].name, False, 0),
+        ]
+        starts.made[0].alive = False
+        assert not pool.ready
+    assert [state.state for state in pool.states] == ["closed", "closed"]
+
+
+def test_a_tier_that_waits_after_deaths_says_so(tiers: dict[str, Tier]) -> None:
+    model = SupervisedModel(tiers["chat"], Starts(1, 1), Clock())
+    with pytest.raises(WorkerDiedError):
+        model.generate(*ASK)
+    assert (model.state.state, model.state.restarts) == ("failing", 2)
+    assert "next start in 1 s" in model.state.detail
+
+
+def test_a_tier_over_the_models_memory_leaves_the_other_tiers_answering(
+    tiers: dict[str, Tier], settings: Settings
+) -> None:
+    ladder = Ladder("packaged", (tiers["chat"], tiers["few-shot"]), "")
+    small = replace(settings, models_memory_mb=tiers["chat"].memory_mb + 1)
+    with ModelPool(small, ladder, start=Starts(0, 0)) as pool:
+        assert pool.model(0).generate(*ASK).text == "unknown"
+        with pytest.raises(OverloadedError, match="raise RUVLLM_MODELS_MEMORY_MB"):
+            pool.model(1).generate(*ASK)
+        assert pool.model(0).generate(*ASK).text == "unknown"
+
+
+def test_a_stream_through_the_pool_is_the_answer(tiers: dict[str, Tier], settings: Settings) -> None:
+    with ModelPool(settings, Ladder("packaged", (tiers["chat"],), ""), start=Starts(1, 0)) as pool:
+        model = pool.model(0)
+        with model.stream(*ASK) as stream:
+            assert "".join(stream) == "unknown"
+        assert stream.generation.text == "unknown"
+        assert (pool.waiting, model.state.restarts) == (0, 1)
+
+
+def test_warming_loads_what_fits_together_and_throws_nobody_out(tiers: dict[str, Tier], settings: Settings) -> None:
+    ladder = Ladder("packaged", (tiers["chat"], tiers["few-shot"]), "")
+    for room, loaded in ((1, [True, False]), (1 + tiers["few-shot"].memory_mb, [True, True])):
+        within = replace(settings, models_memory_mb=tiers["chat"].memory_mb + room)
+        with ModelPool(within, ladder, start=Starts(0, 0)) as pool:
+            pool.warm()
+            assert [state.ready for state in pool.states] == loaded
+            assert pool.budget.evictions == 0
+
+
+def test_a_model_that_is_not_started_again_yet_takes_no_room(tiers: dict[str, Tier]) -> None:
+    budget = MemoryBudget(15)
+    dead = SupervisedModel(tiers["chat"], Starts(1, 1), Clock(), budget, memory=10)
+    other = SupervisedModel(tiers["few-shot"], Starts(0), Clock(), budget, memory=10)
+    with pytest.raises(WorkerDiedError):
+        dead.generate(*ASK)
+    assert budget.taken == 0
+    assert other.generate(*ASK).text == "unknown"
+
+
+class GoneBefore(FakeModel):
+    """A process that is gone before a request's turn."""
+
+    def generate(self, *_: object) -> Generation:
+        error = WorkerDiedError("gone")
+        error.reached = False
+        raise error
+
+
+def test_a_request_that_no_process_worked_on_is_not_used_up_by_deaths(tiers: dict[str, Tier]) -> None:
+    clock, starts = Clock(), Starts(0, 0, 0, 1, 0)
+    starts.made[:3] = [GoneBefore() for _ in range(3)]
+    model = SupervisedModel(tiers["chat"], lambda tier: forgiven(starts(tier)), clock)
+
+    def forgiven(worker: FakeModel) -> FakeModel:
+        model._deaths = 0  # other requests were answered meanwhile
+        return worker
+
+    assert model.generate(*ASK).text == "unknown"
+    assert starts.count == 5
+    starts.made += [GoneBefore() for _ in range(20)]
+    model._worker = None
+    with pytest.raises(WorkerDiedError, match="gone"):
+        model.generate(*ASK)
+    assert starts.count == 5 + 9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -68,6 +69,51 @@ def test_what_cannot_be_asked(chat_worker: LlamaWorker, question: str, error: ty
 def test_bad_sampling_does_not_reach_the_model(chat_worker: LlamaWorker) -> None:
     with pytest.raises(InputError, match="temperature: got nan"):
         chat_worker.generate(short_prompt("Hi"), Sampling(temperature=float("nan")), 30)
+
+
+def test_a_request_of_another_shape_is_an_error_and_the_process_lives(chat_worker: LlamaWorker) -> None:
+    for request in ({"op": "fly"}, {"op": "generate"}, {"op": "choose", "prompts": 3, "choices": None}, {}):
+        with pytest.raises(InferenceError, match="the log says where"):
+            chat_worker._ask(request, 30)
+    assert chat_worker.count_tokens(["Hello"]) == [1]
+
+
+def test_a_deadline_that_is_no_time_does_not_reach_the_model(chat_worker: LlamaWorker) -> None:
+    for seconds in (float("nan"), -1.0):
+        with pytest.raises(InputError, match="deadline: got"):
+            chat_worker.generate(short_prompt("Hi"), Sampling(max_tokens=1), seconds)
+
+
+def test_a_streamed_answer_is_the_answer(few_shot_worker: LlamaWorker) -> None:
+    passage = "The Suez Canal was opened in November 1869 after ten years of digging."
+    prompt = build(few_shot_worker.tier, "When was the Suez Canal opened?", [passage], [])
+    whole = few_shot_worker.generate(prompt, Sampling(max_tokens=16), 60)
+    with few_shot_worker.stream(prompt, Sampling(max_tokens=16), 60) as stream:
+        pieces = list(stream)
+    assert "".join(pieces) == stream.generation.text == whole.text
+    assert stream.generation.completion_tokens == whole.completion_tokens
+
+
+def test_closing_a_stream_stops_a_prefill_under_way(chat_worker: LlamaWorker) -> None:
+    """By CPU time of the process: what is stopped at once costs a small part of the whole prefill."""
+    prompt = short_prompt("word " * 400, static="")
+    process = psutil.Process(chat_worker.pid)
+    before = process.cpu_times().user
+    stream = chat_worker.stream(prompt, Sampling(max_tokens=1), 60)
+    _until(lambda: process.cpu_times().user - before > 0.1)
+    stream.close()
+    stopped = process.cpu_times().user - before
+    assert chat_worker.generate(prompt, Sampling(max_tokens=1), 120).completion_tokens == 1
+    assert stopped < 0.5 * (process.cpu_times().user - before - stopped)
+
+
+def test_probabilities_of_given_words_come_through_the_process(chat_worker: LlamaWorker) -> None:
+    fire, ice = short_prompt("Fire is hot. Ice is"), short_prompt("Ice is cold. Fire is")
+    for_fire, for_ice = chat_worker.choose([fire, ice], [" cold", " hot"], 60)
+    assert 0 < sum(for_fire.probabilities) <= 1
+    assert for_fire.probabilities != for_ice.probabilities
+    with pytest.raises(InputError, match="want one token"):
+        chat_worker.choose([fire], ["certainly not one token"], 60)
 
 
 def test_over_the_deadline_is_an_error_in_time(chat_worker: LlamaWorker) -> None:
@@ -176,7 +222,8 @@ def test_the_child_sees_no_secret(
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://someone:secret@host/db")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    with LlamaWorker(tiers["chat"], paths["chat"], model_settings, threads=1) as worker:
+    passive = replace(model_settings, wait_policy="passive")
+    with LlamaWorker(tiers["chat"], paths["chat"], passive, threads=1) as worker:
         environment = psutil.Process(worker.pid).environ()
     assert "DATABASE_URL" not in environment
     assert environment["OMP_WAIT_POLICY"] == "passive"
@@ -185,3 +232,18 @@ def test_the_child_sees_no_secret(
 def test_the_resident_set_holds_no_scores_of_every_token(few_shot_worker: LlamaWorker) -> None:
     """n_batch x n_vocab floats would be 512 MiB for Gemma alone."""
     assert psutil.Process(few_shot_worker.pid).memory_info().rss < 560 * 2**20
+
+
+def test_a_memory_limit_that_a_model_outgrows_ends_it_with_an_error_and_the_next_one_answers(
+    tiers: dict[str, Tier], paths: dict[str, Path], model_settings: Settings
+) -> None:
+    """llama.cpp's own buffers, not a script's: the limit is lowered to what the process holds once it is loaded."""
+    with LlamaWorker(tiers["chat"], paths["chat"], model_settings, threads=1) as worker:
+        held = next(line for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines() if "VmData" in line)
+        limit = int(held.split()[1]) * 1024
+        resource.prlimit(worker.pid, resource.RLIMIT_DATA, (limit, limit))
+        with pytest.raises(WorkerDiedError, match="limit is"):
+            worker.generate(short_prompt("word " * 1200), replace(LONG_ANSWER, max_tokens=64), 120)
+        assert not worker.alive
+    with LlamaWorker(tiers["chat"], paths["chat"], model_settings, threads=1) as worker:
+        assert worker.generate(short_prompt("Hi"), Sampling(max_tokens=1), 60).completion_tokens == 1
