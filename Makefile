@@ -31,7 +31,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 gemma_flag := $(if $(filter no,$(GEMMA)),,--accept-gemma-terms)
 
-.PHONY: help setup cycle test check up down status bench bench-memory lock clean
+.PHONY: help setup cycle test test-vllm check up down status bench bench-memory lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ cycle: setup ## run one whole learning cycle; run it again for the next night
 
 test: setup ## run the whole test suite
 	@.venv/bin/python -m pytest $(TEST_FLAGS)
+
+test-vllm: setup ## test the vLLM backend on a real vLLM server, in .venv-vllm (3.4 GB, made once); not part of `make test`
+	@infra/vllm.sh
+	@.venv/bin/python -m pytest -m vllm tests/vllm $(TEST_FLAGS)
 
 check: setup ## format, lint, types, tests
 	@.venv/bin/ruff format --check .
@@ -73,5 +77,5 @@ lock: ## write requirements/*.txt anew, with hashes
 	@infra/lock.sh
 
 clean: ## remove the environment and caches; the state in .ruvllm stays
-	@rm -rf .venv .venv.lock .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	@rm -rf .venv .venv.lock .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ruvllm.embedding.adapter import EmbeddingAdapter
-from ruvllm.errors import DatabaseError, InputError, OverloadedError, UnknownTierError, WorkerDiedError
+from ruvllm.errors import BackendError, DatabaseError, InputError, OverloadedError, UnknownTierError, WorkerDiedError
 from ruvllm.inference.deadlines import Paces, too_slow
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.prompt import assemble, build
@@ -291,7 +291,7 @@ class Answerer:
             try:
                 generation, used = self._generate_with(index, ask, decision, hits, clock)
                 return generation, used, index
-            except (WorkerDiedError, OverloadedError) as error:
+            except (WorkerDiedError, OverloadedError, BackendError) as error:
                 log.warning("tier %s: %s", self.ladder.tiers[index].name, error)
                 degraded.append(f"tier:{self.ladder.tiers[index].name}")
                 last = error

@@ -332,9 +332,13 @@ def check_models(settings: Settings) -> list[Check]:
 
 
 def _check_tier(settings: Settings, tier: Tier) -> Check:
+    from ruvllm.inference.files import locked_hash
     from ruvllm.inference.tiers import part_paths
+    from ruvllm.inference.vllm_settings import servers
 
     name = f"model {tier.name}"
+    if urls := servers(settings).get(tier.name):
+        return Check(name, True, f"behind vLLM: {', '.join(urls)} (ruvllm vllm status asks them)")
     mend = (
         "make clean setup" if tier.packages else f"ruvllm models remove {tier.name} && ruvllm models pull {tier.name}"
     )
@@ -342,10 +346,11 @@ def _check_tier(settings: Settings, tier: Tier) -> Check:
         got = _sha256(part_paths(tier) or [settings.models_dir / tier.file])
     except OSError as error:
         return Check(name, False, f"{error.filename}: {error.strerror}", mend)
-    if not tier.sha256:
-        return Check(name, True, f"{tier.file}, sha256 {got[:12]}…, none pinned to compare with")
-    if got != tier.sha256:
-        return Check(name, False, f"{tier.file}: sha256 is {got[:12]}…, expected {tier.sha256[:12]}…", mend)
+    expected = tier.sha256 or locked_hash(tier, settings)
+    if not expected:
+        return Check(name, True, f"{tier.file}, sha256 {got[:12]}…, none pinned or recorded to compare with")
+    if got != expected:
+        return Check(name, False, f"{tier.file}: sha256 is {got[:12]}…, expected {expected[:12]}…", mend)
     return Check(name, True, f"{tier.file}, sha256 {got[:12]}…")
 
 

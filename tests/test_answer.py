@@ -11,7 +11,7 @@ from ruvllm.answer import Answerer, Ask, Perception
 from ruvllm.database.dsn import with_database
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
-from ruvllm.errors import BundleError, InputError, UnknownTierError, WorkerDiedError
+from ruvllm.errors import BackendError, BundleError, InputError, UnknownTierError, WorkerDiedError
 from ruvllm.inference.fake import FakeModel
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.tiers import Ladder, load_catalogue
@@ -125,6 +125,16 @@ def test_a_dead_tier_hands_over_to_the_next_and_a_forced_one_does_not(answerer, 
     assert f"tier:{answerer.ladder.names[0]}" in answer.degraded
     with pytest.raises(WorkerDiedError):
         answerer.answer(Ask(QUESTION, forced_tier=answerer.ladder.names[0]))
+
+
+def test_a_model_server_that_answers_garbage_hands_over_to_the_next_tier(answerer, models, monkeypatch):
+    def broken(*_):
+        raise BackendError("http://127.0.0.1:8101: got status 500")
+
+    monkeypatch.setattr(models[0], "generate", broken)
+    answers = [answerer.answer(Ask(QUESTION, forced_bin=256)) for _ in range(8)]
+    assert {answer.tier for answer in answers} == {answerer.ladder.names[1]}
+    assert any(f"tier:{answerer.ladder.names[0]}" in answer.degraded for answer in answers)
 
 
 def test_what_is_forced_is_taken_and_what_does_not_exist_is_named(answerer):

@@ -61,18 +61,15 @@ def build_service(settings: Settings) -> GatewayService:
             database,
             BundleStore(settings.router_dir),
             settings,
-            warm=lambda: _load(pool),
+            warm=pool.warm,
             on_close=closing.close,
             outbox=interactions.outbox,
             take_in=late.take_in,
+            models=lambda: pool.states,
         )
         service.metrics.watch_memory(late.reading)
+        service.metrics.watch_models(lambda: pool.states)
         return service
-
-
-def _load(pool: ModelPool) -> None:
-    for index in range(len(pool.ladder.tiers)):
-        pool.model(index).start()
 
 
 def _database(settings: Settings) -> Database:

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ruvllm.errors import (
+    BackendError,
     DatabaseError,
     DeadlineError,
     InferenceError,
@@ -45,6 +46,7 @@ KINDS: tuple[tuple[type[Exception], Kind], ...] = (
     (OverloadedError, Kind(503, "server_overloaded", "server_overloaded", retry_after=1)),
     (DeadlineError, Kind(504, "server_error", "deadline_exceeded")),
     (TimeoutError, Kind(504, "server_error", "deadline_exceeded")),
+    (BackendError, Kind(502, "server_error", "model_unavailable", retry_after=2)),
     (InferenceError, Kind(503, "server_error", "model_unavailable", retry_after=2)),
     (DatabaseError, Kind(503, "server_error", "database_unavailable", retry_after=2)),
     (RuvllmError, Kind(500, "server_error", "internal_error")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -13,6 +13,7 @@ from ruvllm import __version__
 from ruvllm.answer import Answer
 
 if TYPE_CHECKING:
+    from ruvllm.inference.supervised import TierState
     from ruvllm.interactions import OutboxState
     from ruvllm.memory.retrieval.reading import ReadingState
 
@@ -83,6 +84,10 @@ class Metrics:
         """Show how memory is read, as `reading` says at each look."""
         self.registry.register(_MemoryMetrics(reading))
 
+    def watch_models(self, states: Callable[[], Sequence[TierState]]) -> None:
+        """Show how each tier's process is, as `states` says at each look."""
+        self.registry.register(_ModelMetrics(states))
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"ruvllm_{name}", text, labels, registry=self.registry)
 
@@ -116,6 +121,33 @@ class _MemoryMetrics(Collector):
             yield _sample("replica_bytes", "Vectors, graph and arrays of the replica", replica.bytes)
             if (staleness := replica.staleness_s) is not None:
                 yield _sample("replica_staleness_seconds", "Since the replica was level with Postgres", staleness)
+
+
+class _ModelMetrics(Collector):
+    """Which tiers are up, how often their processes were started again and why, and what these hold."""
+
+    def __init__(self, states: Callable[[], Sequence[TierState]]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("ruvllm_model_up", "Whether the model is loaded and answers", labels=["model"])
+        resident = GaugeMetricFamily("ruvllm_model_resident_bytes", "Of its process; 0: not loaded", labels=["model"])
+        quarantined = GaugeMetricFamily(
+            "ruvllm_model_quarantined", "Prompts that are refused because its process died of them", labels=["model"]
+        )
+        restarts = CounterMetricFamily(
+            "ruvllm_model_restarts", "Processes that were replaced", labels=["model", "reason"]
+        )
+        for state in self._states():
+            up.add_metric([state.name], float(state.ready))
+            resident.add_metric([state.name], state.resident_mb * 2**20)
+            quarantined.add_metric([state.name], state.quarantined)
+            for reason in ("restarts", "recycled", "evicted"):
+                restarts.add_metric([state.name, _REASONS[reason]], getattr(state, reason))
+        yield from (up, resident, quarantined, restarts)
+
+
+_REASONS = {"restarts": "death", "recycled": "worn", "evicted": "room"}
 
 
 def _sample(name: str, text: str, value: float) -> Metric:

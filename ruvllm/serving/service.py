@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -21,6 +21,7 @@ import psycopg
 from ruvllm.answer import Answer, Ask
 from ruvllm.database.pool import Database
 from ruvllm.errors import BundleError, DatabaseError, OverloadedError, RuvllmError
+from ruvllm.inference.supervised import TierState
 from ruvllm.inference.tiers import Ladder
 from ruvllm.interactions import OutboxState
 from ruvllm.memory.records import Hit
@@ -76,7 +77,8 @@ class State:
 class GatewayService:
     """One gateway's parts and threads. `warm` loads the models while the first requests come; `on_close` ends all.
 
-    `outbox` says what waits to be settled; `take_in` makes waiting rows of bursts nodes and says how many still wait.
+    `outbox` says what waits to be settled; `take_in` makes waiting rows of bursts nodes and says how many still wait;
+    `models` says how each tier's process is.
     """
 
     def __init__(
@@ -89,12 +91,13 @@ class GatewayService:
         on_close: Callable[[], None] = lambda: None,
         outbox: Callable[[], OutboxState] | None = None,
         take_in: Callable[[], int] | None = None,
+        models: Callable[[], Sequence[TierState]] = tuple,
     ) -> None:
         self.answerer, self.database, self.store, self.settings = answerer, database, store, settings
         self.metrics = Metrics()
         self.capacity = 2 * len(answerer.ladder.tiers)  # two a model: one that runs, one that waits
         self._warm, self._on_close = warm, on_close
-        self._outbox, self._take_in = outbox, take_in
+        self._outbox, self._take_in, self._models = outbox, take_in, models
         self._taken, self._lock = 0, threading.Lock()
         self._executor = ThreadPoolExecutor(self.capacity, thread_name_prefix="answer")
         self._ending = threading.Event()
@@ -136,6 +139,7 @@ class GatewayService:
         if self._ending.is_set():
             blocked.append("shutting down")
         degraded = [f"{name}: {text}" for name, text in list(self._trouble.items())]
+        degraded += [f"model {each.name}: {each.detail}" for each in self._models() if each.state == "failing"]
         return State(self.answerer.router_version, tuple(degraded), tuple(blocked))
 
     async def run(self, work: Callable[[], T]) -> tuple[T, float]:

@@ -12,11 +12,13 @@ import openai
 import pytest
 
 from ruvllm.errors import (
+    BackendError,
     DatabaseError,
     DeadlineError,
     InferenceError,
     LearningError,
     OverloadedError,
+    QuarantinedError,
     TooLargeError,
     WorkerDiedError,
 )
@@ -176,6 +178,8 @@ def test_a_body_that_is_streamed_is_cut_off_at_the_limit(client: httpx.Client) -
         (OverloadedError("busy"), 503, "server_overloaded"),
         (DeadlineError("late"), 504, "deadline_exceeded"),
         (WorkerDiedError("gone"), 503, "model_unavailable"),
+        (BackendError("a vLLM server answered 500"), 502, "model_unavailable"),
+        (QuarantinedError("its process died of this prompt twice"), 400, None),
         (InferenceError("no"), 503, "model_unavailable"),
         (DatabaseError("down"), 503, "database_unavailable"),
         (LearningError("?"), 500, "internal_error"),
@@ -188,7 +192,7 @@ def test_errors_have_one_shape_and_say_whether_to_try_again(
     answerer.error = error
     response = client.post(CHAT, json=chat())
     assert_openai_error(response, status, code)
-    assert ("retry-after" in response.headers) == (status == 503)
+    assert ("retry-after" in response.headers) == (status in (502, 503))
     assert "bug" not in response.text
 
 

@@ -11,6 +11,7 @@ from ruvllm.database.pool import Database
 from ruvllm.embedding import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.errors import DatabaseError, EncoderMismatchError, ProcessError
+from ruvllm.inference.supervised import TierState
 from ruvllm.interactions import OutboxState
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.writing import burst
@@ -94,3 +95,25 @@ def test_bursts_wait_and_settling_goes_on_while_they_cannot_be_taken_in(
     service.settle()
     assert answerer.settled == 2
     assert [text.split(":")[0] for text in service.state().degraded] == ["bursts"]
+
+
+def test_a_tier_that_cannot_start_is_named_and_every_tier_is_counted(
+    settings: Settings, away: Database, answerer: FakeAnswerer
+) -> None:
+    well = TierState(
+        "smollm2-135m", "ready", "", busy=0, resident_mb=250, restarts=2, recycled=1, evicted=0, quarantined=3
+    )
+    ill = TierState("gemma3-270m", "failing", "its process died 4 times in a row", 0, 0, 4, 0, 0, 0)
+    service = GatewayService(answerer, away, BundleStore(settings.router_dir), settings, models=lambda: [well, ill])
+    service.metrics.watch_models(lambda: [well, ill])
+    assert service.state().degraded == ("model gemma3-270m: its process died 4 times in a row",)
+    shown = service.metrics.render().decode()
+    for line in (
+        'ruvllm_model_up{model="smollm2-135m"} 1.0',
+        'ruvllm_model_up{model="gemma3-270m"} 0.0',
+        'ruvllm_model_resident_bytes{model="smollm2-135m"} 2.62144e+08',
+        'ruvllm_model_restarts_total{model="smollm2-135m",reason="death"} 2.0',
+        'ruvllm_model_restarts_total{model="smollm2-135m",reason="worn"} 1.0',
+        'ruvllm_model_quarantined{model="smollm2-135m"} 3.0',
+    ):
+        assert line in shown
