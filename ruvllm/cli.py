@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ruvllm import __version__, cli_analysts, cli_memory, cli_models, cli_registry
+from ruvllm import __version__, cli_analysts, cli_judge, cli_memory, cli_models, cli_registry, cli_vllm
 from ruvllm.console import Bars, console, errors, table
 from ruvllm.progress import reporting
 from ruvllm.settings import Settings
@@ -29,6 +29,8 @@ app.add_typer(cli_memory.app, name="memory")
 app.add_typer(db_app, name="db")
 db_app.add_typer(cli_analysts.app, name="analyst")
 app.add_typer(cli_registry.app, name="registry")
+app.add_typer(cli_judge.app, name="judge")
+app.add_typer(cli_vllm.app, name="vllm")
 
 Gemma = Annotated[bool, typer.Option("--accept-gemma-terms", help="Accept the Gemma Terms of Use for Gemma 3 270M.")]
 

@@ -125,6 +125,8 @@ def collect(settings: Settings, cycle_id: str, budget_s: float | None = None, sa
             "waiting": report.remaining,
             "seconds": round(report.seconds, 1),
             "prefix_saving": round(1 - report.model_seconds / report.cold_seconds, 3) if report.cold_seconds else None,
+            "labels": report.labels,
+            "skipped": dict(report.skipped),
         }
 
     return _step(settings, cycle_id, "collect", work)

@@ -3,18 +3,25 @@
 Specification 5.3, phase 1. Resumable per (query, tier, bin) and bounded by a time budget; knows nothing of Prefect. A
 lane is one pool of single-threaded workers; as many lanes run as there are cores, each taking whole questions, so that
 a question is either complete or not begun when the budget ends.
+
+Where a question has gold, gold alone says how right an answer is. One without is taken up only while the ladder's
+largest tier is an accepted judge (inference/judge/labels.py): then its calibrated score is the quality, and the row
+names the calibration. Else the question is skipped and counted, and the report says why.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from psycopg.rows import dict_row
@@ -23,7 +30,11 @@ from ruvllm.answer import Ask, Perception
 from ruvllm.corpus.records import Question
 from ruvllm.database.pool import Database
 from ruvllm.evaluation.qa import score_answer
+from ruvllm.inference.backends import is_remote
 from ruvllm.inference.files import ensure, verify
+from ruvllm.inference.judge.judge import Judge, judge_version
+from ruvllm.inference.judge.labels import Label, LabelSource, label_answers, label_source
+from ruvllm.inference.judge.store import JudgeStore
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.prompt import PROMPT_VERSION, assemble, build
 from ruvllm.inference.tiers import Ladder, Tier, cost
@@ -33,6 +44,8 @@ from ruvllm.router.layout import LAYOUT
 from ruvllm.router.runtime import RouterRuntime
 from ruvllm.settings import Settings
 
+NO_LABEL = "no gold, and no accepted judge"
+NO_SCORE = "no gold, and the judge gave no score"
 _MAX_LANES = 4  # each holds one copy of every tier's weights
 
 
@@ -46,6 +59,8 @@ class OracleReport:
     seconds: float
     model_seconds: float  # spent in the models, all lanes together
     cold_seconds: float  # what the same runs would have cost without the shared prefix
+    labels: str = ""  # where labels come from: gold only, or an accepted judge too, and why
+    skipped: Mapping[str, int] = field(default_factory=dict)  # questions without a label, by reason
 
 
 @dataclass(frozen=True)
@@ -58,8 +73,17 @@ class _Query:
 
 
 def model_hashes(ladder: Ladder, settings: Settings) -> dict[str, str]:
-    """The sha256 of each tier's verified file, pinned or recorded when it was pulled: whose outcomes these are."""
-    return {tier.name: verify(tier, settings, path=ensure(tier, settings)) for tier in ladder.tiers}
+    """Whose outcomes these are: the sha256 of each tier's verified file, pinned or recorded when it was pulled.
+
+    What a vLLM server holds is not known here; its outcomes are those of the checkpoint by its name.
+    """
+    return {tier.name: _model_hash(tier, settings) for tier in ladder.tiers}
+
+
+def _model_hash(tier: Tier, settings: Settings) -> str:
+    if is_remote(tier, settings):
+        return hashlib.sha256(f"vllm {tier.checkpoint or tier.name}".encode()).hexdigest()
+    return verify(tier, settings, path=ensure(tier, settings))
 
 
 class Oracle:
@@ -76,11 +100,24 @@ class Oracle:
         self.settings, self.database, self.perception, self.ladder = settings, database, perception, ladder
         self._hashes = model_hashes(ladder, settings)
         self._open_pool = open_pool or (lambda: ModelPool(settings, ladder, threads=1))
+        self._skipped: Counter[str] = Counter()
+        self._counting = threading.Lock()
+
+    @cached_property
+    def labels(self) -> LabelSource:
+        """Who may label a question without gold, decided once a collection; the largest tier is the judge."""
+        judge = self.ladder.tiers[-1]
+        return label_source(self.database, judge_version(self._hashes[judge.name], judge.style))
 
     def enrol(self, questions: Sequence[Question], cycle_id: str, runtime: RouterRuntime | None) -> int:
-        """Store questions with what the router sees of them now; those there already stay. Returns how many are new."""
-        known = self._known([question.key for question in questions])
-        fresh = [question for question in questions if question.key not in known]
+        """Store questions with what the router sees of them now; those there already stay. Returns how many are new.
+
+        A question that nobody can label is left out and counted in the next report.
+        """
+        usable = [question for question in questions if self._has_label(question.gold)]
+        self._skip(NO_LABEL, len(questions) - len(usable))
+        known = self._known([question.key for question in usable])
+        fresh = [question for question in usable if question.key not in known]
         for question in fresh:
             self._enrol_one(question, cycle_id, runtime)
         return len(fresh)
@@ -92,8 +129,11 @@ class Oracle:
             InferenceError: a model could not be brought to answer.
             DatabaseError: an outcome could not be stored; what was stored before stays.
         """
+        JudgeStore(self.database).retract()  # a question whose judge was refused since waits for labels again
         waiting: queue.SimpleQueue[_Query] = queue.SimpleQueue()
-        pending = self._pending(cycle_id)
+        enrolled = self._pending(cycle_id)
+        pending = [query for query in enrolled if self._has_label(query.gold)]
+        self._skip(NO_LABEL, len(enrolled) - len(pending))  # of nights whose judge was accepted then
         for query in pending:
             waiting.put(query)
         tally = _Tally(len(pending), budget_s, progress)
@@ -101,7 +141,18 @@ class Oracle:
         with ThreadPoolExecutor(lanes, thread_name_prefix="oracle") as executor:
             for lane in [executor.submit(self._lane, waiting, cycle_id, tally) for _ in range(lanes)]:
                 lane.result()
-        return tally.report()
+        return self._labelled(tally.report())
+
+    def _has_label(self, gold: Sequence[str]) -> bool:
+        return bool(gold) or self.labels.accepted
+
+    def _skip(self, why: str, count: int) -> None:
+        with self._counting:
+            self._skipped[why] += count
+
+    def _labelled(self, report: OracleReport) -> OracleReport:
+        skipped, self._skipped = +self._skipped, Counter()
+        return replace(report, labels=self.labels.reason, skipped=dict(skipped))
 
     def complete(self) -> dict[str, int]:
         """How many questions of each split were run on every tier and bin, over all nights."""
@@ -138,9 +189,32 @@ class Oracle:
             bins = self._missing_bins(query.key, tier)
             if bins:
                 nested = self._answer(query, tier, pool.model(index), texts, bins)
-                self._store(query, tier, nested, cycle_id)
+                labels = self._labels(query, nested, texts, pool)
+                if labels is None:
+                    self._withdraw(query)
+                    break
+                self._store(query, tier, nested, labels, cycle_id)
                 done += nested
         return done
+
+    def _labels(
+        self, query: _Query, nested: Sequence[NestedGeneration], texts: Sequence[str], pool: ModelPool
+    ) -> list[Label] | None:
+        answers = [run.generation.text for run in nested]
+        if query.gold:
+            return [Label(score_answer(answer, query.gold), None) for answer in answers]
+        place = len(self.ladder.tiers) - 1
+        tier, model = self.ladder.tiers[place], pool.model(place)
+        judge = Judge(model, tier.style, self._hashes[tier.name], self.settings.deadline_s)
+        seen = [texts[i] for i in assemble(tier, model, texts, ROUTED_BINS[-1])]
+        question = f"{query.history[0][0]} {query.question}" if query.history else query.question
+        return label_answers(self.labels, judge, question, answers, seen)
+
+    def _withdraw(self, query: _Query) -> None:
+        """A question that the judge cannot score is taken out again: it would wait for ever."""
+        with self.database.transaction() as connection:
+            connection.execute("DELETE FROM learning.oracle_queries WHERE key = %s", (query.key,))
+        self._skip(NO_SCORE, 1)
 
     def _answer(
         self, query: _Query, tier: Tier, model: Model, texts: list[str], bins: Sequence[int]
@@ -206,12 +280,15 @@ class Oracle:
             ).fetchall()
         return sorted(set(ROUTED_BINS) - {row[0] for row in rows})
 
-    def _store(self, query: _Query, tier: Tier, nested: Sequence[NestedGeneration], cycle_id: str) -> None:
+    def _store(
+        self, query: _Query, tier: Tier, nested: Sequence[NestedGeneration], labels: Sequence[Label], cycle_id: str
+    ) -> None:
         """All bins of one (query, tier) in one transaction."""
+        rows = [self._row(query, tier, run, label, cycle_id) for run, label in zip(nested, labels, strict=True)]
         with self.database.transaction() as connection:
-            connection.cursor().executemany(_STORE, [self._row(query, tier, run, cycle_id) for run in nested])
+            connection.cursor().executemany(_STORE, rows)
 
-    def _row(self, query: _Query, tier: Tier, run: NestedGeneration, cycle_id: str) -> dict[str, object]:
+    def _row(self, query: _Query, tier: Tier, run: NestedGeneration, label: Label, cycle_id: str) -> dict[str, object]:
         generation = run.generation
         return {
             "tenant": self.database.tenant,
@@ -223,7 +300,8 @@ class Oracle:
             "context_bin": run.context_bin,
             "cycle_id": cycle_id,
             "answer": generation.text,
-            "quality": score_answer(generation.text, query.gold),
+            "quality": label.quality,
+            "judge_calibration": label.calibration,
             "latency_s": run.cold_prefill_s + generation.decode_s,
             "spent_s": run.spent_s,
             "prompt_tokens": generation.prompt_tokens,
@@ -273,10 +351,10 @@ _ENROL = """
 """
 _STORE = """
     INSERT INTO learning.oracle_runs (tenant, query, ladder, tier, model_sha256, prompt_version, context_bin, cycle_id,
-        answer, quality, latency_s, spent_s, prompt_tokens, completion_tokens, cost)
+        answer, quality, judge_calibration, latency_s, spent_s, prompt_tokens, completion_tokens, cost)
     VALUES (%(tenant)s, %(query)s, %(ladder)s, %(tier)s, %(model_sha256)s, %(prompt_version)s, %(context_bin)s,
-        %(cycle_id)s, %(answer)s, %(quality)s, %(latency_s)s, %(spent_s)s, %(prompt_tokens)s, %(completion_tokens)s,
-        %(cost)s)
+        %(cycle_id)s, %(answer)s, %(quality)s, %(judge_calibration)s, %(latency_s)s, %(spent_s)s, %(prompt_tokens)s,
+        %(completion_tokens)s, %(cost)s)
     ON CONFLICT (query, tier, context_bin, model_sha256, prompt_version) DO NOTHING
 """
 _RUN_PLACES = """
