@@ -1,4 +1,4 @@
-"""What the measurements of memory can be told; tests/benchmarks/memory/conftest.py hands it on."""
+"""What the measurements can be told; the folders' own conftest.py and fixtures hand it on."""
 
 from __future__ import annotations
 
@@ -19,3 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--out", default=None, help="folder for results, JSON and Markdown (default: <keep>/results)")
     group.addoption("--contenders", default="", help="only these, by name, with commas between (default: all)")
     group.addoption("--build-threads", type=int, default=1, help="threads that build an index (default 1)")
+    tiers = parser.getgroup("inference benchmarks")
+    tiers.addoption("--shapes", default="350m", help="LFM2 shapes, with commas between (default 350m)")
+    tiers.addoption("--quantisations", default="Q4_0", help="with commas between (default Q4_0)")
+    tiers.addoption("--rounds", type=int, default=5, help="how often each thing is measured (default 5)")
