@@ -6,6 +6,7 @@
 #   CYCLE_FLAGS= TEST_FLAGS=     appended to `ruvllm cycle` and to pytest
 #   UPGRADE=--upgrade            newest versions for `make lock`
 #   BENCH_DIR= BENCH_FLAGS=      where `make bench-memory` keeps what it made, and what is added to its pytest
+#   DATA=FOLDER                  outcome files for `make bench-router`
 
 SHELL := bash
 .DEFAULT_GOAL := help
@@ -20,6 +21,7 @@ CYCLE_FLAGS ?=
 TEST_FLAGS ?=
 BENCH_DIR ?= .ruvllm/bench
 BENCH_FLAGS ?=
+DATA ?=
 export PYTHON TORCH TORCH_INDEX UPGRADE
 
 # Everything stays local and quiet; an explicit setting of the caller's wins.
@@ -31,7 +33,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 gemma_flag := $(if $(filter no,$(GEMMA)),,--accept-gemma-terms)
 
-.PHONY: help setup cycle test test-vllm check up down status bench bench-memory lock clean
+.PHONY: help setup cycle test test-vllm check up down status bench bench-memory bench-router lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +74,12 @@ bench-memory: setup ## measure memory beside other libraries; BENCH_FLAGS='--n 1
 	@.venv/bin/python -m pytest -m benchmark --keep $(BENCH_DIR) $(BENCH_FLAGS) \
 	  $(addprefix tests/benchmarks/memory/,test_speed.py test_writes.py test_recall.py test_table72.py)
 	@.venv/bin/python -m tests.benchmarks.memory.report $(BENCH_DIR)/results docs/memory.md
+
+bench-router: setup ## measure routing on public outcome sets: DATA=FOLDER of them; writes docs/router-outcomes.md and .png
+	@$(if $(DATA),,echo 'make bench-router: DATA is empty, want the folder that holds router/NAME.jsonl.gz' >&2; exit 1)
+	@.venv/bin/python -m pytest -m benchmark --data $(DATA) --keep $(BENCH_DIR)/router $(BENCH_FLAGS) \
+	  $(addprefix tests/benchmarks/router/,test_outcomes.py test_offpolicy.py)
+	@.venv/bin/python -m tests.benchmarks.router.page $(BENCH_DIR)/router/results docs/router-outcomes.md
 
 lock: ## write requirements/*.txt anew, with hashes
 	@infra/lock.sh

@@ -1,0 +1,1 @@
+"""Measurements of routers on public outcomes."""
