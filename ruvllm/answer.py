@@ -8,6 +8,7 @@ the outbox.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -31,8 +32,10 @@ from ruvllm.inference.types import BINS, ROUTED_BINS, Generation, Sampling
 from ruvllm.interactions import Interaction, Interactions
 from ruvllm.memory.records import Hit, Vector
 from ruvllm.memory.store import Memory
+from ruvllm.router import language
 from ruvllm.router.decision import N_TIERS, Allowed, Decision
 from ruvllm.router.features import FeatureInput, extract
+from ruvllm.router.live import NOTHING_KNOWN, InFlight, Live, Now
 from ruvllm.router.policy import Policy
 from ruvllm.router.runtime import RouterRuntime
 from ruvllm.settings import Settings
@@ -130,6 +133,7 @@ class Perception:
 
     def __init__(self, settings: Settings, embedder: EmbeddingAdapter, memory: Memory) -> None:
         self.settings, self.embedder, self.memory = settings, embedder, memory
+        language.warm()
 
     def vector(self, ask: Ask) -> Vector:
         """(d,) unit vector; a follow-up is embedded behind the question that opened its session."""
@@ -139,9 +143,16 @@ class Perception:
         return self.memory.search(vector, self.settings.search_k, reader=reader)
 
     def features(
-        self, ask: Ask, vector: Vector, hits: Sequence[Hit], runtime: RouterRuntime | None, queue_depth: int = 0
+        self,
+        ask: Ask,
+        vector: Vector,
+        hits: Sequence[Hit],
+        runtime: RouterRuntime | None,
+        queue_depth: int = 0,
+        known: Now = NOTHING_KNOWN,
+        concurrent: float = math.nan,
     ) -> NDArray[np.float32]:
-        """(128,) float32."""
+        """(128,) float32. `known` and `concurrent` are of the service that asks; unknown outside one."""
         return extract(
             FeatureInput(
                 question=ask.question,
@@ -154,7 +165,9 @@ class Perception:
                 turn=ask.turn,
                 latency_budget_s=ask.latency_budget_s or self.settings.deadline_s,
                 queue_depth=queue_depth,
+                concurrent=concurrent,
                 now=datetime.now(),
+                **vars(known),
             ),
             runtime.transforms if runtime else None,
         )
@@ -174,6 +187,8 @@ class Answerer:
     ) -> None:
         self.settings, self.pool, self.perception, self.interactions = settings, pool, perception, interactions
         self.ladder: Ladder = pool.ladder
+        self.live = Live(interactions.database)
+        self._in_flight = InFlight()
         self._sessions = Sessions()
         self._rng = np.random.default_rng(seed)
         self._tier_mask = tuple(place < len(self.ladder.tiers) for place in range(N_TIERS))
@@ -215,6 +230,10 @@ class Answerer:
             InputError: the text or a parameter is unacceptable.
             InferenceError: every tier that was allowed failed.
         """
+        with self._in_flight.one_more():
+            return self._answered(ask)
+
+    def _answered(self, ask: Ask) -> Answer:
         ask, clock, policy = _cleaned(ask), _Clock(), self._policy
         degraded: list[str] = []
         decision, hits, features, hidden_version = self._decide(policy, ask, clock, degraded)
@@ -244,7 +263,8 @@ class Answerer:
         with clock.stage("search"):
             hits = self._search(vector, ask, degraded)
         with clock.stage("features"):
-            features = self.perception.features(ask, vector, hits, policy.runtime, self.pool.waiting)
+            known, concurrent = self.live.now(ask.writer), max(1, self._in_flight.count)
+            features = self.perception.features(ask, vector, hits, policy.runtime, self.pool.waiting, known, concurrent)
         with clock.stage("route"):
             decision = policy.decide(
                 features,
@@ -348,7 +368,11 @@ class Answerer:
         return _replace_times(answer, clock, tuple(degraded))
 
     def settle_outbox(self, limit: int = 100) -> int:
-        """Score and write back up to `limit` stored answers; returns how many were settled."""
+        """Score and write back up to `limit` stored answers; returns how many were settled.
+
+        It is also where what is known of users and history is read anew, out of every request's way.
+        """
+        self.live.refresh_if_old()
         return self.interactions.settle(self.perception.memory, limit)
 
     def feedback(

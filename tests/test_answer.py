@@ -19,6 +19,8 @@ from ruvllm.interactions import Interactions
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.store import Memory
 from ruvllm.router.fake import write_random_bundle
+from ruvllm.router.layout import DOMAINS, LAYOUT
+from ruvllm.router.live import Live
 from ruvllm.router.runtime import RouterRuntime
 
 CAPITAL = "Ghana - Geography. Capital: Accra. Location: Western Africa."
@@ -188,3 +190,20 @@ def test_a_tier_that_was_too_slow_is_not_asked_for_more_than_it_can_do_in_time(a
     assert {decision.propensity for decision in decisions} == {0.5}
     assert {answerer.route(Ask(QUESTION))[0].context_bin for _ in range(40)} == {256, 512, 1024}
     assert answerer.route(Ask(QUESTION, max_tokens=2, latency_budget_s=0.56, forced_bin=1024))[0].context_bin == 1024
+
+
+def test_what_is_known_of_users_and_history_reaches_the_router(answerer, database):
+    for _ in range(5):
+        answerer.answer(Ask(QUESTION, gold=("Accra",), domain="geography", writer="ann"))
+    before = one(database, "SELECT features FROM serving.interactions ORDER BY asked_at DESC, id DESC LIMIT 1")[0]
+    assert before[LAYOUT["user_frequency"].start] == 0  # unknown
+    assert before[LAYOUT["concurrent_requests"].start] > 0  # itself
+    answerer.settle_outbox()
+    answerer.live = Live(answerer.interactions.database)  # half a minute later
+    answerer.settle_outbox()
+    answerer.answer(Ask(QUESTION, writer="ann"))
+    after = one(database, "SELECT features FROM serving.interactions ORDER BY asked_at DESC, id DESC LIMIT 1")[0]
+    assert after[LAYOUT["user_frequency"].start] > 0
+    assert after[LAYOUT["historical_accuracy"].start + DOMAINS.index("geography")] > 0
+    assert after[LAYOUT["memory_available"].start] > 0
+    assert after[LAYOUT["graph_depth"].start] > before[LAYOUT["graph_depth"].start] == 0

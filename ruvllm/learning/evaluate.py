@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from ruvllm.learning.baselines import logistic
 from ruvllm.learning.checkpoint import Checkpoint, load_checkpoint
 from ruvllm.learning.command import run_command, say, single_thread
 from ruvllm.learning.config import Config, load_config
-from ruvllm.learning.data import Snapshot, features_for, load_snapshot
+from ruvllm.learning.data import Array, Snapshot, features_for, load_snapshot
 from ruvllm.learning.fit import Material, Normaliser, forward, make_batch
 from ruvllm.learning.inputs import read_inputs
-from ruvllm.learning.report import Contest, Report, Settings, make_report
+from ruvllm.learning.report import Contest, Report, Settings, importance_report, make_report
 from ruvllm.learning.routing import decision_times, route
-from ruvllm.learning.targets import Targets, degenerate, make_targets
+from ruvllm.learning.targets import Pairs, Targets, degenerate, make_targets
 from ruvllm.router.runtime import RouterRuntime
 
 
@@ -55,8 +55,22 @@ def evaluate(snapshot: Snapshot, folder: Path, champion: Path | None, config: Co
     warnings = [*checkpoint.warnings, *degenerate(snapshot, targets), *warnings]
     judged = Settings(config.loss.epsilon, settings.resamples, settings.seed)
     report = make_report(snapshot, targets, contest, judged, list(dict.fromkeys(warnings)))
+    report["importance"] = importance_report(
+        snapshot, targets, material.features, _decider(runtime, snapshot, material.features), judged
+    )
     report["fallback"] = {"rate": contest.candidate.fell_back, "threshold": runtime.threshold}
     return {**report, "golden_max_error": torch_difference(runtime, checkpoint, material), "golden_n": len(every)}
+
+
+def _decider(runtime: RouterRuntime, snapshot: Snapshot, features: Array) -> Callable[[Array], Pairs]:
+    """The router's decisions on the held-out questions, were their features (m, 128) the given ones."""
+
+    def decide(given: Array) -> Pairs:
+        changed = features.copy()
+        changed[snapshot.test] = given
+        return route(runtime, snapshot, snapshot.test, changed).pairs
+
+    return decide
 
 
 def _champion(folder: Path | None, snapshot: Snapshot) -> tuple[RouterRuntime | None, list[str]]:

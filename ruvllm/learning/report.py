@@ -14,6 +14,9 @@
     fallback               rate on the held-out questions, threshold
     cost_saved             1 - cost of fastgrnn / cost of always-big
     label_distribution     train and test: how often each tier and each bin is the label
+    importance             places.<name>: utility lost on the held-out questions when the place is permuted (lost,
+                           error) and the share of decisions that changed; flags: features that are constant or that
+                           alone tell the label, the split or the night (feature, kind, why)
     golden_max_error       torch against the serving runtime on every question, n in golden_n
     warnings               what the reader must know
 
@@ -34,7 +37,8 @@ from ruvllm.evaluation.forgetting import INCONCLUSIVE, Forgetting, forgetting
 from ruvllm.evaluation.regret import Bootstrap, Outcomes, make_bootstrap, paired, regret
 from ruvllm.inference.types import BINS
 from ruvllm.learning.baselines import everywhere, fixed_rules, random_mean
-from ruvllm.learning.data import Rows, Snapshot
+from ruvllm.learning.data import Array, Rows, Snapshot
+from ruvllm.learning.importance import Decide, flags, place_importance, summary
 from ruvllm.learning.routing import Routed
 from ruvllm.learning.targets import Pairs, Targets, Wide, quality5, take
 
@@ -145,6 +149,18 @@ def make_report(
         "label_distribution": {name: _labels(snapshot, targets, rows) for name, rows in _splits(snapshot).items()},
         "warnings": warnings,
     }
+
+
+def importance_report(
+    snapshot: Snapshot, targets: Targets, features: Array, decide: Decide, settings: Settings
+) -> Report:
+    """The report's `importance`; `features` (n, 128) are what the router saw, `decide` is it on the held-out ones."""
+    judge = Judge(snapshot, targets, snapshot.test, settings)
+    places = place_importance(
+        features[snapshot.test], decide, lambda pairs: judge.outcomes(pairs).utility, settings.seed
+    )
+    classes: dict[str, NDArray[Any]] = {"label": targets.tier, "split": snapshot.split, "time": snapshot.night}
+    return summary(places, flags(features, classes))
 
 
 def _decisions(snapshot: Snapshot, targets: Targets, contest: Contest) -> dict[str, Pairs]:

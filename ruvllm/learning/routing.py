@@ -28,9 +28,13 @@ class Routed:
     fell_back: float  # share
 
 
-def route(runtime: RouterRuntime, snapshot: Snapshot, rows: Rows) -> Routed:
-    """Every row with the hidden state of its session's earlier rows; only bins that were run may be chosen."""
-    features = features_for(snapshot, runtime.transforms)
+def route(runtime: RouterRuntime, snapshot: Snapshot, rows: Rows, features: Array | None = None) -> Routed:
+    """Every row with the hidden state of its session's earlier rows; only bins that were run may be chosen.
+
+    `features` (n, 128) of all rows stand for the snapshot's own, to ask what the router would do if they were others.
+    """
+    if features is None:
+        features = features_for(snapshot, runtime.transforms)
     bins = [BINS[place] for place in np.flatnonzero(snapshot.bin_mask)]
     policy = Policy(runtime, snapshot.tier_mask.tolist(), 0.0, np.random.default_rng(0), bins)
     made: dict[int, Decision] = {}

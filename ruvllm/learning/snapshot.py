@@ -5,6 +5,7 @@ The file's digest is over its arrays, so the same outcomes give the same digest 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from ruvllm.router.decision import N_BINS, N_TIERS
 from ruvllm.router.layout import LAYOUT
 from ruvllm.settings import Settings
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class SnapshotFile:
@@ -34,6 +37,7 @@ class SnapshotFile:
     rows: int
     train_rows: int
     test_rows: int
+    left_out: int = 0  # questions whose features are of another layout
 
 
 def write_snapshot(
@@ -54,9 +58,13 @@ def write_snapshot(
         LearningError: no query has been run completely.
     """
     queries, runs = _read(database, ladder, model_hashes(ladder, settings))
+    left_out = _of_other_layouts(database)
+    if left_out:
+        log.warning("oracle: %d questions left out, their features are of another layout", left_out)
     if not queries:
         raise LearningError(
-            f"oracle of ladder {ladder.name}: no question was run on every tier and bin; "
+            f"oracle of ladder {ladder.name}: no question was run on every tier and bin"
+            f" ({left_out} left out, of another feature layout); "
             "give the collection a larger budget (ruvllm cycle --budget SECONDS)"
         )
     arrays = _arrays(settings, queries, runs, ladder, encoder_id, set(replayed), cycle_id)
@@ -69,7 +77,7 @@ def write_snapshot(
             (checksum, database.tenant, cycle_id, len(queries)),
         )
     test = int(arrays["split"].sum())
-    return SnapshotFile(path, checksum, len(queries), len(queries) - test, test)
+    return SnapshotFile(path, checksum, len(queries), len(queries) - test, test, left_out)
 
 
 def _read(
@@ -89,6 +97,14 @@ def _read(
         complete = sorted({run["query"] for run in runs})
         queries = cursor.execute(_QUERIES, {"keys": complete}).fetchall()
     return queries, runs
+
+
+def _of_other_layouts(database: Database) -> int:
+    with database.transaction() as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM learning.oracle_queries WHERE layout_hash <> %s", (LAYOUT.hash,)
+        ).fetchone()
+    return int(row[0]) if row else 0
 
 
 def _arrays(

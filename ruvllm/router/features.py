@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ruvllm.errors import InputError
+from ruvllm.router.language import language
 from ruvllm.router.layout import DEVICE_CLASSES, DOMAINS, LAYOUT, N_COHERENCE, N_FEATURES, N_SHELLS, PRIVACY_LEVELS
 from ruvllm.router.transforms import Transforms, apply_transforms, fit_transforms
-from ruvllm.router.wording import domain, language, query_type, words_of
+from ruvllm.router.wording import domain, query_type, words_of
 
 __all__ = ["FeatureInput", "Transforms", "apply_transforms", "extract", "fit_transforms"]
 
@@ -43,18 +44,18 @@ class FeatureInput:
     hit_embeddings: Array = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))  # (k, d)
     hit_domains: tuple[str, ...] = ()  # k names, or none
     k_asked: int = 32
-    corpus_size: int = 0
+    corpus_size: float = math.nan  # of this and the next ones nan is unknown
     turn: int = 1
     latency_budget_s: float = 60.0
     device_class: str = "server"
     privacy_level: str = "internal"
-    memory_available_gb: float = 0.0  # 0: unknown
-    battery: float = 1.0  # 1: on mains
-    concurrent: int = 0
+    memory_available_gb: float = math.nan
+    battery: float = math.nan  # 1: on mains
+    concurrent: float = math.nan  # requests in flight, this one too
     queue_depth: int = 0
     now: datetime | None = None
-    user_frequency: float = 0.0  # requests of the last day
-    historical_accuracy: Sequence[float] = ()  # 16, by domain, or none
+    user_frequency: float = math.nan  # requests of the last day
+    historical_accuracy: Sequence[float] = ()  # 16, by domain, nan where unknown, or none
 
 
 def extract(given: FeatureInput, transforms: Transforms | None = None) -> Array:
@@ -81,9 +82,9 @@ def _query_stats(given: FeatureInput, similarities: Wide) -> dict[str, ArrayLike
     domains = given.hit_domains
     return {
         "token_count": _log_share(given.token_count, 4096),
-        "language_id": language(given.question, words),
+        "language_id": language(given.question),
         "domain_encoding": domain(words, domains, similarities[: len(domains)]),
-        "user_frequency": _log_share(given.user_frequency, 1000),
+        "user_frequency": _known(_log_share(1 + given.user_frequency, 1001)),
         "query_type": query_type(words),
     }
 
@@ -127,10 +128,10 @@ def _system_stats(given: FeatureInput) -> dict[str, ArrayLike]:
         "latency_budget": _log_share(given.latency_budget_s, 120),
         "device_class": _one_hot("device_class", given.device_class, DEVICE_CLASSES),
         "privacy_level": _one_hot("privacy_level", given.privacy_level, PRIVACY_LEVELS),
-        "memory_available": _log_share(given.memory_available_gb, 1024),
-        "battery_level": given.battery,
-        "concurrent_requests": _log_share(given.concurrent, 64),
-        "historical_accuracy": np.asarray(given.historical_accuracy or 0.0),
+        "memory_available": _known(_log_share(0.01 + given.memory_available_gb, 1024.01)),
+        "battery_level": _known((1 + 9 * given.battery) / 10),
+        "concurrent_requests": _known(_log_share(given.concurrent, 64)),
+        "historical_accuracy": _accuracy(given.historical_accuracy),
         "session_turn": math.log(given.turn) / math.log(64),
         "queue_depth": _log_share(given.queue_depth, 64),
         "hour_sine": sine,
@@ -158,8 +159,20 @@ def _hoyer(embedding: Wide, norm: float) -> float:
     return (root - float(np.abs(embedding).sum()) / norm) / (root - 1)
 
 
-def _graph_depth(corpus_size: int) -> float:
-    return math.log(max(1, corpus_size)) / math.log(_HNSW_FANOUT) / _MAX_GRAPH_DEPTH
+def _graph_depth(corpus_size: float) -> float:
+    if math.isnan(corpus_size):
+        return 0.0
+    return (1 + math.log1p(corpus_size) / math.log(_HNSW_FANOUT)) / (_MAX_GRAPH_DEPTH + 1)
+
+
+def _known(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
+
+
+def _accuracy(quality: Sequence[float]) -> Wide:
+    """(16,) in [0.1, 1]; 0 where it is unknown."""
+    known: Wide = np.nan_to_num((1 + 9 * np.clip(quality, 0, 1)) / 10) if len(quality) else np.zeros(len(DOMAINS))
+    return known
 
 
 def _density(distances: Wide) -> Wide:
@@ -194,9 +207,11 @@ def _one_hot(name: str, value: str, places: Sequence[str]) -> list[float]:
 def _checked(given: FeatureInput, transforms: Transforms | None) -> tuple[Wide, Wide, Wide]:
     """Embedding (d,), similarities (k,), hit embeddings (k, d)."""
     for name, least in _LEAST.items():
-        if not math.isfinite(value := getattr(given, name)) or value < least:
+        value = getattr(given, name)
+        if (math.isnan(value) and name not in _MAY_BE_UNKNOWN) or math.isinf(value) or value < least:
             raise InputError(f"{name}: got {value}, want a number from {least}")
-    _finite("historical_accuracy", given.historical_accuracy)
+    if np.isinf(given.historical_accuracy).any():
+        raise InputError("historical_accuracy: a value is infinite, want shares, or nan where unknown")
     embedding = _finite("embedding", given.embedding)
     similarities = _finite("similarities", given.similarities)
     hits = _finite("hit_embeddings", given.hit_embeddings)
@@ -230,6 +245,7 @@ def _want_count(name: str, values: Sequence[object], count: int) -> None:
 
 _LEAST = {
     "token_count": 0, "k_asked": 1, "corpus_size": 0, "turn": 1, "latency_budget_s": 0, "memory_available_gb": 0,
-    "battery": 0, "concurrent": 0, "queue_depth": 0, "user_frequency": 0,
+    "battery": 0, "concurrent": 1, "queue_depth": 0, "user_frequency": 0,
 }  # fmt: skip
+_MAY_BE_UNKNOWN = {"corpus_size", "memory_available_gb", "battery", "concurrent", "user_frequency"}
 _AT = {place.name: place.slice for place in LAYOUT.places}

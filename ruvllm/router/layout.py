@@ -1,5 +1,8 @@
 """The 128 features as data: name, place, range, meaning (specification FR-003: 32 + 16 + 48 + 32).
 
+Missing values: 0 says that a value is unknown wherever the meaning says "0: unknown", and no known value of such a
+place comes out as 0. Among the others 0 is a value: nothing was found, no rule fired.
+
 Knows nothing of how a feature is computed. A router carries the hash of its layout and refuses another: whoever changes
 what a place means changes its `meaning` here, and with it the hash.
 """
@@ -104,9 +107,11 @@ _GROUPS: Mapping[int, tuple[_Spec, ...]] = {
     # first place of the group -> its places; the starts 0, 32, 48 and 96 are the specification's 32 + 16 + 48 + 32
     0: (
         _Spec("token_count", 1, 0, 1, "log1p(words and marks of the question) / log1p(4096)"),
-        _Spec("language_id", 8, 0, 1, "one-hot by script or function words; all 0: undecided", LANGUAGES),
+        _Spec(
+            "language_id", 8, 0, 1, "one-hot by py3langid, eight and nine others; all 0: none of the eight", LANGUAGES
+        ),
         _Spec("domain_encoding", 16, 0, 1, "mean of keyword shares and similarity-weighted hit shares", DOMAINS),
-        _Spec("user_frequency", 1, 0, 1, "log1p(the user's requests of the last day) / log1p(1000)"),
+        _Spec("user_frequency", 1, 0, 1, "log1p(1 + the user's requests of the last day) / log1p(1001); 0: unknown"),
         _Spec("query_type", 6, 0, 1, "shares of the word rules that fired; all 0: none did", QUERY_TYPES),
     ),
     32: (
@@ -121,7 +126,13 @@ _GROUPS: Mapping[int, tuple[_Spec, ...]] = {
         _Spec("k_retrieved", 1, 0, 1, "hits / 64"),
         _Spec("distances", 4, 0, 2, "of 1 - similarity over the hits", ("mean", "std", "min", "max")),
         _Spec("search_entropy", 1, 0, 1, "entropy of softmax(similarity / 0.05) / log k"),
-        _Spec("graph_depth", 1, 0, 1, "log(corpus size) / log 16 / 8: expected layers of the HNSW graph"),
+        _Spec(
+            "graph_depth",
+            1,
+            0,
+            1,
+            "(1 + log1p(corpus size) / log 16) / 9: expected layers of the HNSW graph; 0: unknown",
+        ),
         _Spec("recall_estimate", 1, 0, 1, "hits / hits asked for"),
         _Spec("neighborhood_density", 16, 0, 1, "share of the hits in 16 shells of distance 0 to 1, last open"),
         _Spec("semantic_coherence", 24, -1, 1, "24 rising quantiles of pairwise similarity, first 8 hits"),
@@ -130,10 +141,10 @@ _GROUPS: Mapping[int, tuple[_Spec, ...]] = {
         _Spec("latency_budget", 1, 0, 1, "log1p(seconds) / log1p(120)"),
         _Spec("device_class", 4, 0, 1, "one-hot", DEVICE_CLASSES),
         _Spec("privacy_level", 4, 0, 1, "one-hot", PRIVACY_LEVELS),
-        _Spec("memory_available", 1, 0, 1, "log1p(GB) / log1p(1024); 0: unknown"),
-        _Spec("battery_level", 1, 0, 1, "charge; 1 on mains"),
-        _Spec("concurrent_requests", 1, 0, 1, "log1p(requests) / log1p(64)"),
-        _Spec("historical_accuracy", 16, 0, 1, "mean quality so far, by domain; 0: unknown", DOMAINS),
+        _Spec("memory_available", 1, 0, 1, "log1p(0.01 + GB) / log1p(1024.01); 0: unknown"),
+        _Spec("battery_level", 1, 0, 1, "(1 + 9 charge) / 10; 1 on mains; 0: unknown"),
+        _Spec("concurrent_requests", 1, 0, 1, "log1p(requests in flight, this one too) / log1p(64); 0: unknown"),
+        _Spec("historical_accuracy", 16, 0, 1, "(1 + 9 mean quality of 30 days) / 10, by domain; 0: unknown", DOMAINS),
         _Spec("session_turn", 1, 0, 1, "spare: log of the turn, 1 -> 0 and 64 -> 1"),
         _Spec("queue_depth", 1, 0, 1, "spare: log1p(waiting requests) / log1p(64)"),
         _Spec("hour_sine", 1, -1, 1, "spare: of the local hour; both 0: unknown"),

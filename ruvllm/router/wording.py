@@ -1,4 +1,4 @@
-"""What a question's words say: language, query type, domain, by tables that can be read. Knows nothing of vectors.
+"""What a question's words say: query type and domain, by tables that can be read. Knows nothing of vectors.
 
 Rules, not models: each is a set of words or phrases, so that a surprising feature can be traced to its word.
 """
@@ -13,43 +13,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ruvllm.router.layout import DOMAINS, LANGUAGES, QUERY_TYPES
+from ruvllm.router.layout import DOMAINS, QUERY_TYPES
 
 Array = NDArray[np.float32]
 
 _READ_CHARACTERS = 2000  # of a question: its wording shows at the start, and the time stays bounded
 _WORD = re.compile(r"\w+")
-_CYRILLIC = re.compile(r"[\u0400-\u04ff]")
-_HAN = re.compile(r"[\u4e00-\u9fff]")
-_KANA = re.compile(r"[\u3040-\u30ff]")  # Han characters beside kana are Japanese, which has no place
-_SCRIPT_SHARE = 0.3
-
-_FUNCTION_WORDS: Mapping[str, str] = {
-    "english": (
-        "the of is and in to what which how who where when why does do are was were that with for it its this a "
-        "an on at by from or not be can has have you your"
-    ),
-    "spanish": (
-        "el la los las de del que qué y en es un una por con para cuál cuáles cómo dónde cuántos cuántas cuándo "
-        "quién se su al lo como más pero son está"
-    ),
-    "french": (
-        "le la les des de du et en est que quel quelle quels quelles comment où un une pour dans avec qui combien "
-        "quand pourquoi sur au aux ce cette sont pas ne il elle"
-    ),
-    "german": (
-        "der die das und ist von in den dem des mit wie was wo welche welcher welches ein eine einen für auf "
-        "nicht zu im wer wann warum viele sind aus bei nach hat"
-    ),
-    "italian": (
-        "il lo la gli le i di che è e un una per con come dove quale quali quanti quante del della dello nel "
-        "nella sono chi quando perché non più si da al"
-    ),
-    "portuguese": (
-        "o a os as de do da dos das que e em é um uma para com qual quais como onde quantos quantas no na nos nas "
-        "são quem quando por não mais se ao"
-    ),
-}
 
 # "^" stands for the question's start
 _PHRASES: Mapping[str, tuple[str, ...]] = {
@@ -161,7 +130,6 @@ def _rarity(table: Mapping[str, str]) -> dict[str, dict[str, float]]:
     return weights
 
 
-_LANGUAGE_OF = _rarity(_FUNCTION_WORDS)
 _DOMAIN_OF = _rarity(_DOMAIN_WORDS)
 _PHRASE_OF = tuple((f" {phrase} ", name) for name, phrases in _PHRASES.items() for phrase in phrases)
 
@@ -169,15 +137,6 @@ _PHRASE_OF = tuple((f" {phrase} ", name) for name, phrases in _PHRASES.items() f
 def words_of(question: str) -> list[str]:
     """The lower-cased words of the question's start."""
     return _WORD.findall(question[:_READ_CHARACTERS].lower())
-
-
-def language(question: str, words: Sequence[str]) -> Array:
-    """(8,) one-hot; all zero where nothing speaks for one of them."""
-    name = None if question.isascii() else _by_script(question[:_READ_CHARACTERS])
-    if name is None:
-        scores = _scores(words, _LANGUAGE_OF)
-        name = max(scores, key=lambda candidate: scores[candidate]) if scores else None
-    return np.array([float(place == name) for place in LANGUAGES], dtype=np.float32)
 
 
 def query_type(words: Sequence[str]) -> Array:
@@ -192,7 +151,7 @@ def domain(words: Sequence[str], hit_domains: Sequence[str], similarities: NDArr
     votes: dict[str, float] = {}
     for name, weight in zip(hit_domains, similarities.tolist(), strict=True):
         if name:
-            known = _known_domain(name)
+            known = known_domain(name)
             votes[known] = votes.get(known, 0.0) + max(weight, 0.0)
     found = _shares(votes, DOMAINS)
     if not said.any() or not found.any():
@@ -201,21 +160,12 @@ def domain(words: Sequence[str], hit_domains: Sequence[str], similarities: NDArr
 
 
 @lru_cache(maxsize=1024)
-def _known_domain(name: str) -> str:
+def known_domain(name: str) -> str:
     """A node's domain among ours: itself, or the one its words speak for ('People and Society'), or 'other'."""
     if (lowered := name.lower()) in DOMAINS:
         return lowered
     scores = _scores(words_of(name.replace("_", " ")), _DOMAIN_OF)
     return max(scores, key=lambda candidate: scores[candidate]) if scores else "other"
-
-
-def _by_script(text: str) -> str | None:
-    letters = max(1, sum(map(str.isalpha, text)))
-    if len(_CYRILLIC.findall(text)) / letters > _SCRIPT_SHARE:
-        return "russian"
-    if len(_HAN.findall(text)) / letters > _SCRIPT_SHARE and not _KANA.search(text):
-        return "chinese"
-    return None
 
 
 def _scores(words: Sequence[str], table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -14,10 +14,12 @@ from ruvllm.learning.baselines import fixed_rules
 from ruvllm.learning.data import load_snapshot
 from ruvllm.learning.evaluate import evaluate
 from ruvllm.learning.fake import fake_arrays, second_night, write_fake_snapshot
+from ruvllm.learning.report import Settings, importance_report
 from ruvllm.learning.routing import route
 from ruvllm.learning.targets import make_targets, take
 from ruvllm.registry.gates import evaluate_gates, load_policy
 from ruvllm.router.fake import write_random_bundle
+from ruvllm.router.layout import LAYOUT
 from ruvllm.router.runtime import RouterRuntime
 
 POLICIES = {"oracle", "fastgrnn", "best-fixed", "always-small", "always-big", "random", "logistic-regression"}
@@ -38,6 +40,30 @@ def test_every_policy_is_judged_on_the_held_out_questions(report):
     oracle = report["policies"]["oracle"]
     assert (oracle["accuracy_tier"], oracle["accuracy_pair"], oracle["accuracy_near"]) == (1, 1, 1)
     assert report["policies"]["always-big"]["regret"]["quality"]["mean"] == 0  # the baseline of specification 8.3
+
+
+def test_importance_is_of_the_router_that_serves(report):
+    places = report["importance"]["places"]
+    assert max(places, key=lambda name: places[name]["lost"]) in ("memory_coverage", "token_count")  # they decide here
+    assert places["cluster_assignment"]["changed"] >= 0  # permuted as this router's transforms gave them
+    assert json.loads(json.dumps(report["importance"])) == report["importance"]
+
+
+def test_a_leaking_feature_is_named_in_the_report(tmp_path: Path, quick):
+    arrays = fake_arrays(60, 40)
+    arrays["features"][:, LAYOUT["queue_depth"]] = arrays["split"][:, None]
+    arrays["features"][:, LAYOUT["battery_level"]] = 1
+    snapshot = write_fake_snapshot(tmp_path / "snapshot.npz", arrays)
+    flags = importance_report(
+        snapshot,
+        make_targets(snapshot),
+        snapshot.features,
+        lambda features: np.zeros((len(features), 2), dtype=np.int64),
+        Settings(0.25, 10, 0),
+    )["flags"]
+    assert ("queue_depth", "split") in [(flag["feature"], flag["kind"]) for flag in flags]
+    assert ("battery_level", "constant") in [(flag["feature"], flag["kind"]) for flag in flags]
+    assert ("memory_coverage", "label") in [(flag["feature"], flag["kind"]) for flag in flags]  # as it was made
 
 
 def test_figures_are_those_of_the_outcomes(report, first_night: Path):

@@ -16,6 +16,9 @@ from ruvllm.router.layout import DOMAINS, LANGUAGES, LAYOUT, QUERY_TYPES
 from ruvllm.router.transforms import fit_transforms
 
 D = 16
+MAY_BE_UNKNOWN = {
+    "corpus_size", "memory_available_gb", "battery", "concurrent", "user_frequency", "historical_accuracy",
+}  # fmt: skip
 _FINITE32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -88,6 +91,8 @@ def test_any_finite_input_stays_within_the_ranges(
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_what_is_not_finite_is_named(name: str, poison: float) -> None:
     value = getattr(example(), name)
+    if name in MAY_BE_UNKNOWN and math.isnan(poison):
+        pytest.skip("nan says that it is unknown")
     if name == "historical_accuracy":
         value = [poison] * 16
     elif isinstance(value, np.ndarray):
@@ -141,7 +146,7 @@ def test_search_stats_are_those_of_the_similarities() -> None:
     assert place("k_retrieved", given) == pytest.approx(10 / 64)
     assert place("recall_estimate", given) == pytest.approx(0.5)
     assert place("memory_coverage", given) == pytest.approx(np.linspace(0.9, 0.3, 10)[:5].mean(), abs=1e-6)
-    assert place("graph_depth", given) == pytest.approx(math.log(5000) / math.log(16) / 8)
+    assert place("graph_depth", given) == pytest.approx((1 + math.log(5001) / math.log(16)) / 9)
     density = place("neighborhood_density", given)
     np.testing.assert_allclose(density * 10, np.histogram(distances, bins=16, range=(0, 1))[0], atol=1e-5)
     peaked = example(similarities=np.array([0.9] + [0.1] * 9, dtype=np.float32))
@@ -182,6 +187,7 @@ def test_embedding_stats() -> None:
         ("乍得的首都是什么？", "chinese"),
         ("チャドの首都は何ですか", None),
         ("12345 ?", None),
+        ("차드의 수도는 어디입니까?", None),
     ],
 )
 def test_language(question: str, expected: str | None) -> None:
@@ -228,6 +234,28 @@ def test_system_stats() -> None:
     assert features[LAYOUT["latency_budget"]] == pytest.approx(1)
     assert features[LAYOUT["queue_depth"]] == pytest.approx(1)
     assert features[LAYOUT["device_class"]].tolist() == [1, 0, 0, 0]
-    assert features[LAYOUT["historical_accuracy"]].tolist() == [0.5] * 16
+    assert features[LAYOUT["historical_accuracy"]].tolist() == pytest.approx([0.55] * 16)
     assert features[LAYOUT["hour_sine"]] == pytest.approx(1)  # six o'clock
     assert features[LAYOUT["hour_cosine"]] == pytest.approx(0, abs=1e-6)
+
+
+UNKNOWN = {
+    "corpus_size": "graph_depth", "memory_available_gb": "memory_available", "battery": "battery_level",
+    "concurrent": "concurrent_requests", "user_frequency": "user_frequency",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_unknown_is_zero_and_nothing_known_is(name: str) -> None:
+    least = 1 if name == "concurrent" else 0
+    assert place(UNKNOWN[name], example(**{name: math.nan}))[0] == 0
+    assert place(UNKNOWN[name], example(**{name: least}))[0] > 1e-4
+    assert place(UNKNOWN[name], example(**{name: least + 1}))[0] > place(UNKNOWN[name], example(**{name: least}))[0]
+
+
+def test_a_domain_without_a_record_is_not_one_that_always_failed() -> None:
+    record = [math.nan, 0.0, 1.0, *[math.nan] * 13]
+    assert place("historical_accuracy", example(historical_accuracy=record)).tolist() == pytest.approx(
+        [0, 0.1, 1, *[0] * 13]
+    )
+    assert not place("historical_accuracy", example()).any()
