@@ -170,6 +170,7 @@ def train(settings: Settings, cycle_id: str) -> Result:
             "rows": snapshot.rows,
             "train_rows": snapshot.train_rows,
             "test_rows": snapshot.test_rows,
+            "left_out": snapshot.left_out,
             "bundle": str(result.bundle.relative_to(settings.state_dir)),
             "report": str(result.report.relative_to(settings.state_dir)),
             "dvc_lock": result.lock_sha256,

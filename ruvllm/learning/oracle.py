@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import queue
 import threading
@@ -41,8 +42,11 @@ from ruvllm.inference.tiers import Ladder, Tier, cost
 from ruvllm.inference.types import ROUTED_BINS, Model, NestedGeneration, Sampling
 from ruvllm.progress import Progress, silent
 from ruvllm.router.layout import LAYOUT
+from ruvllm.router.live import Live
 from ruvllm.router.runtime import RouterRuntime
 from ruvllm.settings import Settings
+
+log = logging.getLogger(__name__)
 
 NO_LABEL = "no gold, and no accepted judge"
 NO_SCORE = "no gold, and the judge gave no score"
@@ -100,6 +104,7 @@ class Oracle:
         self.settings, self.database, self.perception, self.ladder = settings, database, perception, ladder
         self._hashes = model_hashes(ladder, settings)
         self._open_pool = open_pool or (lambda: ModelPool(settings, ladder, threads=1))
+        self._live = Live(database)
         self._skipped: Counter[str] = Counter()
         self._counting = threading.Lock()
 
@@ -112,8 +117,11 @@ class Oracle:
     def enrol(self, questions: Sequence[Question], cycle_id: str, runtime: RouterRuntime | None) -> int:
         """Store questions with what the router sees of them now; those there already stay. Returns how many are new.
 
-        A question that nobody can label is left out and counted in the next report.
+        A question that nobody can label is left out and counted in the next report. Those enrolled under another
+        feature layout get the features of this one; what they were answered from, and the answers, stay.
         """
+        self._live.refresh_if_old()
+        self._renew(runtime)
         usable = [question for question in questions if self._has_label(question.gold)]
         self._skip(NO_LABEL, len(questions) - len(usable))
         known = self._known([question.key for question in usable])
@@ -233,9 +241,7 @@ class Oracle:
 
     def _enrol_one(self, question: Question, cycle_id: str, runtime: RouterRuntime | None) -> None:
         ask = Ask(question.text, history=question.history, session_id=question.session_id, turn=question.turn)
-        vector = self.perception.vector(ask)
-        hits = self.perception.search(vector)
-        features = self.perception.features(ask, vector, hits, runtime)
+        seen = self._see(ask, runtime)
         with self.database.transaction() as connection:
             connection.execute(
                 _ENROL,
@@ -252,12 +258,32 @@ class Oracle:
                     "session_id": question.session_id,
                     "turn": question.turn,
                     "history": json.dumps(question.history),
-                    "layout_hash": LAYOUT.hash,
-                    "features": features.tolist(),
-                    "embedding": np.asarray(vector, dtype=np.float32).tolist(),
-                    "retrieved": [hit.node.id for hit in hits],
+                    **seen,
                 },
             )
+
+    def _see(self, ask: Ask, runtime: RouterRuntime | None) -> dict[str, object]:
+        """What the router sees of a question now, as columns."""
+        vector = self.perception.vector(ask)
+        hits = self.perception.search(vector)
+        features = self.perception.features(ask, vector, hits, runtime, known=self._live.now(ask.writer))
+        return {
+            "layout_hash": LAYOUT.hash,
+            "features": features.tolist(),
+            "embedding": np.asarray(vector, dtype=np.float32).tolist(),
+            "retrieved": [hit.node.id for hit in hits],
+        }
+
+    def _renew(self, runtime: RouterRuntime | None) -> None:
+        with self.database.transaction() as connection:
+            old = connection.cursor(row_factory=dict_row).execute(_OF_ANOTHER_LAYOUT, (LAYOUT.hash,)).fetchall()
+        for row in old:
+            history = tuple((asked, answered) for asked, answered in row["history"])
+            ask = Ask(row["question"], history=history, session_id=row["session_id"], turn=row["turn"])
+            with self.database.transaction() as connection:
+                connection.execute(_RENEW, {**self._see(ask, runtime), "key": row["key"]})
+        if old:
+            log.info("oracle: features of %d questions made anew, they were of another layout", len(old))
 
     def _pending(self, cycle_id: str) -> list[_Query]:
         """Enrolled questions with a (tier, bin) missing, this cycle's first, in order of enrolment."""
@@ -348,6 +374,13 @@ _ENROL = """
     VALUES (%(key)s, %(tenant)s, %(cycle_id)s, %(question)s, %(gold)s, %(kind)s, %(domain)s, %(split)s, %(grouping)s,
         %(session_id)s, %(turn)s, %(history)s, %(layout_hash)s, %(features)s, %(embedding)s, %(retrieved)s)
     ON CONFLICT (key) DO NOTHING
+"""
+_OF_ANOTHER_LAYOUT = (
+    "SELECT key, question, history, session_id, turn FROM learning.oracle_queries WHERE layout_hash <> %s ORDER BY key"
+)
+_RENEW = """
+    UPDATE learning.oracle_queries SET layout_hash = %(layout_hash)s, features = %(features)s, embedding = %(embedding)s
+    WHERE key = %(key)s
 """
 _STORE = """
     INSERT INTO learning.oracle_runs (tenant, query, ladder, tier, model_sha256, prompt_version, context_bin, cycle_id,

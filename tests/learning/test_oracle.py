@@ -20,6 +20,7 @@ from ruvllm.learning.oracle import Oracle
 from ruvllm.learning.snapshot import write_snapshot
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.store import Memory
+from ruvllm.router.layout import LAYOUT
 
 PLACES = ["Accra", "Lome", "Abuja", "Dakar", "Bamako", "Niamey", "Rabat", "Tunis", "Cairo", "Lagos", "Praia", "Luanda"]
 COUNTRIES = [
@@ -132,6 +133,48 @@ def test_a_question_that_was_not_finished_is_not_in_the_snapshot(oracle, setting
         )
     written = write_snapshot(settings, database, ladder, "test-encoder", [], cycle.id, tmp_path / "snapshot.npz")
     assert written.rows == 11
+
+
+def test_questions_of_another_layout_are_left_out_and_counted(oracle, settings, database, ladder, tmp_path):
+    cycle = cycles.open_cycle(database)
+    oracle.enrol(QUESTIONS, cycle.id, None)
+    oracle.collect(cycle.id, 60)
+    with database.transaction() as connection:
+        connection.execute(
+            "UPDATE learning.oracle_queries SET layout_hash = 'older' WHERE key = %s", (QUESTIONS[0].key,)
+        )
+    written = write_snapshot(settings, database, ladder, "test-encoder", [], cycle.id, tmp_path / "snapshot.npz")
+    assert (written.rows, written.left_out) == (11, 1)
+    assert QUESTIONS[0].key not in load_snapshot(tmp_path / "snapshot.npz").keys
+
+
+def test_questions_of_another_layout_are_seen_anew_and_keep_their_answers(oracle, settings, database, ladder, tmp_path):
+    cycle = cycles.open_cycle(database)
+    oracle.enrol(QUESTIONS, cycle.id, None)
+    oracle.collect(cycle.id, 60)
+    state = "SELECT features, retrieved, layout_hash FROM learning.oracle_queries ORDER BY key"
+    with database.transaction() as connection:
+        before = connection.execute(state).fetchall()
+        runs = connection.execute("SELECT count(*) FROM learning.oracle_runs").fetchone()
+        connection.execute("UPDATE learning.oracle_queries SET layout_hash = 'older', features = ARRAY[1.5::real]")
+    assert oracle.enrol([], cycle.id, None) == 0
+    with database.transaction() as connection:
+        after = connection.execute(state).fetchall()
+        assert connection.execute("SELECT count(*) FROM learning.oracle_runs").fetchone() == runs
+    assert [row[1:] for row in after] == [row[1:] for row in before]
+    assert [len(row[0]) for row in after] == [128] * 12
+    written = write_snapshot(settings, database, ladder, "test-encoder", [], cycle.id, tmp_path / "snapshot.npz")
+    assert (written.rows, written.left_out) == (12, 0)
+
+
+def test_what_a_service_knows_of_its_past_is_in_the_features(oracle, database):
+    """A router can only learn from what was there when its outcomes were collected."""
+    cycle = cycles.open_cycle(database)
+    oracle.enrol(QUESTIONS[:1], cycle.id, None)
+    with database.transaction() as connection:
+        [(features,)] = connection.execute("SELECT features FROM learning.oracle_queries").fetchall()
+    assert features[LAYOUT["graph_depth"]][0] > 0  # memory's size is known
+    assert features[LAYOUT["user_frequency"]][0] == 0  # nobody asked: unknown
 
 
 def test_nothing_run_is_an_error_with_the_way_out(oracle, settings, database, ladder, tmp_path):
