@@ -73,6 +73,7 @@ class Settings:
     replica: bool = True  # memory is read in process where that is possible, else from Postgres
     replica_staleness_s: float = 5.0  # a replica further behind Postgres than this is not asked
     replica_poll_s: float = 0.5  # how often it looks for changes when nothing wakes it
+    replica_lock: bool = True  # its graph is locked in memory, as far as `ulimit -l` allows
     replica_memory_mb: int = 0  # of vectors, graph and arrays; 0: no bound
 
     def __post_init__(self) -> None:

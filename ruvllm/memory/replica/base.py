@@ -31,6 +31,7 @@ from ruvllm.memory.replica.adjacency import Adjacency
 from ruvllm.memory.replica.columns import Columns, Names
 from ruvllm.memory.replica.graph import Graph, Halves, Shape
 from ruvllm.memory.replica.options import ReplicaOptions, storage
+from ruvllm.memory.replica.pinned import Pinned
 from ruvllm.memory.replica.source import EdgesRow, Head, NodeRow
 from ruvllm.memory.replica.texts import Texts
 from ruvllm.memory.retrieval.words import WordIndex
@@ -54,6 +55,7 @@ class Base:
     adjacency: Adjacency
     texts: Texts
     words: WordIndex | None
+    pinned: Pinned  # unlocks when the base is let go
 
 
 def folder_of(root: Path, tenant: str, head: Head, options: ReplicaOptions) -> Path:
@@ -103,6 +105,7 @@ def _opened(path: Path, about: dict[str, object], tenant: str, head: Head, optio
         adjacency=Adjacency.open(path / "adjacency"),
         texts=Texts(path / "texts"),
         words=WordIndex.open(path / "words") if about["words"] else None,
+        pinned=Pinned([path / name for name in (graph.FILE, graph.EXACT) if options.lock and (path / name).exists()]),
     )
 
 

@@ -20,6 +20,7 @@ class ReplicaOptions:
     memory_budget: int = 0  # bytes of vectors, graph and arrays; 0: no bound
     wait: bool = True  # False: `open` comes back at once and a missing base is built in the background
     words: bool = True  # keep BM25 beside the vectors
+    lock: bool = True  # keep the mapped graph in memory, as far as the system allows (pinned.py)
     build_threads: int = 1
     batch_threads: int = 1  # of search_batch
     rebuild_share: float = 0.05  # of the base: so much that came after it, and a new one is built in the background
@@ -33,6 +34,7 @@ class ReplicaOptions:
             max_staleness_s=settings.replica_staleness_s,
             poll_s=settings.replica_poll_s,
             memory_budget=settings.replica_memory_mb * 2**20,
+            lock=settings.replica_lock,
         )
 
     def outgrown(self, base: int, after: int) -> bool:
