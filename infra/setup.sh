@@ -18,6 +18,8 @@ readonly python=$venv/bin/python
 readonly pip_install=("$python" -m pip install --no-compile)
 readonly wheel_cache=${RUVLLM_WHEEL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ruvllm/wheels}
 export CMAKE_ARGS=${CMAKE_ARGS--DLLAVA_BUILD=OFF}
+readonly headers=$PWD/infra/llama # of ours, included before llama.cpp's sources: they say why
+readonly compile_flags="-include ruvllm_amx.h"
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 unset PYTHONPATH PYTHONHOME PIP_REQUIRE_VIRTUALENV
 
@@ -201,7 +203,8 @@ wheel_key=$(
         uname -m
         grep -m1 -E '^(flags|Features)' /proc/cpuinfo | tr ' ' '\n' | sort || true
         getconf GNU_LIBC_VERSION || true
-        printf '%s\n' "$CMAKE_ARGS"
+        printf '%s\n' "$CMAKE_ARGS" "$compile_flags" "${CXXFLAGS:-}"
+        cat "$headers"/*.h || true # where it is missing the build says so
     } 2>/dev/null | digest
 )
 builder=""
@@ -226,7 +229,8 @@ build_wheel() { # in a folder beside the cache's entry, renamed when whole; a se
     "$chosen" -m venv "$scratch/venv"
     "$scratch/venv/bin/python" -m pip install --require-hashes --no-deps --requirement requirements/build.txt
     # --no-cache-dir: pip's own cache of built wheels does not know which processor they are for.
-    TMPDIR=$scratch PATH=$scratch/venv/bin:$PATH "$scratch/venv/bin/python" -m pip wheel --verbose --no-cache-dir \
+    CPATH=$headers${CPATH:+:$CPATH} CXXFLAGS="$compile_flags ${CXXFLAGS:-}" \
+        TMPDIR=$scratch PATH=$scratch/venv/bin:$PATH "$scratch/venv/bin/python" -m pip wheel --verbose --no-cache-dir \
         --no-deps --no-build-isolation --require-hashes --wheel-dir "$scratch/wheel" --requirement requirements/llama.txt
     rm -rf "${wheel_cache:?}/$wheel_key"
     mv "$scratch/wheel" "$wheel_cache/$wheel_key"

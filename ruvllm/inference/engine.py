@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from ruvllm.errors import InferenceError, ModelFileError
 from ruvllm.inference.halt import Halt
+from ruvllm.inference.machine import amx_is_whole
 from ruvllm.inference.snapshots import Snapshot
 from ruvllm.inference.types import Segment
 
@@ -27,11 +29,13 @@ N_BATCH = 512
 _ABORTED = 2  # llama_decode's answer when the abort callback said stop
 _DEBUG = 1
 _GGUF_MAGIC = b"GGUF"
+_OPENED = "one sequence, no flash attention, keys and values as halves, the window alone"  # as _open_context does
 _ENDLESS = Halt()
 
 
 class Engine:
-    """Not safe for threads: llama.cpp crashes when one context is used by two.
+    """Not safe for threads: llama.cpp crashes when one context is used by two. `source` is where `path`, which messages
+    speak of, is read: an open descriptor of it.
 
     Raises:
         ModelFileError: the file is not a GGUF that this llama.cpp can load.
@@ -39,13 +43,13 @@ class Engine:
 
     n_outputs = 1  # tokens of one evaluation that have logits: the last
 
-    def __init__(self, path: Path, n_ctx: int) -> None:
+    def __init__(self, path: Path, n_ctx: int, source: Path | None = None) -> None:
         import llama_cpp.llama_cpp as api
 
         self._api: Any = api
         self.n_ctx = n_ctx
         self._halt = Halt()
-        self._model = self._load(path)
+        self._model = self._load(path, source or path)
         self._vocab = api.llama_model_get_vocab(self._model)
         self.n_vocab: int = api.llama_vocab_n_tokens(self._vocab)
         # ctypes keeps no reference to a callback: lose ours and the next prefill calls freed memory.
@@ -58,17 +62,14 @@ class Engine:
         self._tokens: list[int] = []
         self._stopped = False
 
-    def _load(self, path: Path) -> int:
-        check_magic(path)
+    def _load(self, path: Path, source: Path) -> int:
+        check_magic(path, source)
         api = self._api
-        self._log = api.llama_log_callback(_log)
-        api.llama_log_set(self._log, ctypes.c_void_p(0))
+        self._log = log_to_stderr(api)
         api.llama_backend_init()
         params = api.llama_model_default_params()
-        # GCC 12 drops the tile configuration that ggml's AMX code writes (its _tile_loadconfig names 8 of 64 bytes),
-        # so a library built by it with AMX dies at the first matrix product. AMX is one of the extra buffer types.
-        params.use_extra_bufts = b"AMX_INT8 = 1" not in api.llama_print_system_info()
-        model = api.llama_model_load_from_file(str(path).encode(), params)
+        params.use_extra_bufts = extra_buffers(api)
+        model = api.llama_model_load_from_file(str(source).encode(), params)
         if not model:
             raise ModelFileError(f"model file {path}: llama.cpp cannot load it; its log says why")
         return int(model)
@@ -77,10 +78,11 @@ class Engine:
         params = self._api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = self.n_ctx, N_BATCH, N_BATCH
         params.n_seq_max = 1
-        params.n_outputs_max = (
-            self.n_outputs
-        )  # only the last token's logits: 22 MiB of buffers instead of 515 for Gemma
-        params.swa_full = False  # the window alone is kept: a snapshot never goes back within a sequence
+        params.n_outputs_max = self.n_outputs  # only the last token's logits: 22 MiB of buffers, not 515, for Gemma
+        # The window alone is kept: a snapshot never goes back within a sequence. True would not make Gemma's restored
+        # logits those of a full evaluation behind its 512 tokens: llama.cpp leaves the cells behind the window out of a
+        # saved state either way (same bytes, same differences of up to 2.9 in a logit, same best token; 2026-11-23).
+        params.swa_full = False
         # Off: llama.cpp's flash attention rounds otherwise for batches under 64 tokens than for longer ones (up to 1.4
         # in a logit), so a restored prompt would not answer as a full one does. Nor is it faster here: SmolLM2 decodes
         # 47 tokens/s without it, 31 with it.
@@ -89,6 +91,11 @@ class Engine:
         if not context:
             raise ModelFileError(f"model file {path}: llama.cpp cannot open a context of {self.n_ctx} tokens")
         return int(context)
+
+    @property
+    def context(self) -> str:
+        """What a saved state depends on beside the file: the library, and how the context was opened."""
+        return f"llama.cpp {version('llama-cpp-python')}, {self.n_ctx} tokens in batches of {N_BATCH}, {_OPENED}"
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -212,15 +219,41 @@ def _chunks(tokens: Sequence[int]) -> list[Sequence[int]]:
     return [tokens[i * size : (i + 1) * size] for i in range(pieces)]
 
 
+def extra_buffers(api: Any) -> bool:
+    """Whether llama.cpp may rearrange weights for the processor.
+
+    GCC 12 drops the tile configuration that ggml's AMX code writes, so a library built by it with AMX dies at the first
+    matrix product; infra/setup.sh builds one that does not. AMX is one of the extra buffer types. Tokens a CPU second
+    on one core of a Xeon with AMX (2026-11-23, beside other work; prompt of 256, then single tokens), by what is on:
+
+                          nothing     rearranged, no AMX    AMX
+        350M Q4_0         135, 22     211, 27               353, 38
+        350M Q4_K_M       304, 25     238, 29               343, 26
+        350M Q8_0         145, 21     -                     373, 31
+        SmolLM2 Q4_1      175, 48     183, 49               593, 77
+        Gemma Q4_K_M      375, 25     365, 26               395, 34
+
+    Of text, 24 places: SmolLM2 2.556 nats a token without, 2.560 with AMX; Gemma 2.471 and 2.471.
+    """
+    return b"AMX_INT8 = 1" not in api.llama_print_system_info() or amx_is_whole(Path(api.__file__).parent)
+
+
+def log_to_stderr(api: Any) -> object:
+    """Keep what it returns: ctypes keeps no reference to a callback."""
+    callback = api.llama_log_callback(_log)
+    api.llama_log_set(callback, ctypes.c_void_p(0))
+    return callback
+
+
 def _log(level: int, text: bytes, _: object) -> None:
     """llama.cpp's words go to stderr, which is the worker's log file, without its chatter at debug level."""
     if level > _DEBUG:
         sys.stderr.write(text.decode(errors="replace"))
 
 
-def check_magic(path: Path) -> None:
+def check_magic(path: Path, source: Path | None = None) -> None:
     """Raises ModelFileError unless the file says that it is a GGUF."""
-    with path.open("rb") as file:
+    with (source or path).open("rb") as file:
         magic = file.read(4)
     if magic != _GGUF_MAGIC:
         raise ModelFileError(

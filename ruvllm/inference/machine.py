@@ -6,12 +6,19 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 CGROUP = Path("/sys/fs/cgroup")
 CPUINFO = Path("/proc/cpuinfo")
+AMX_MARK = b"ruvllm: whole AMX tile configuration"  # put into the library by infra/llama/ruvllm_amx.h
 _NVIDIA = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
 _PATIENCE_S = 10.0
+
+
+# Weights of which llama.cpp keeps a rearranged copy.
+Repacked = Literal["none", "4-bit", "quantised"]
 
 
 @dataclass(frozen=True)
@@ -22,12 +29,12 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """Memory in bytes. `repacks`: llama.cpp keeps a rearranged copy of 4-bit weights for this processor."""
+    """Memory in bytes. `repacks`: of which weights llama.cpp keeps a rearranged copy for this processor."""
 
     cores: int
     free: int
     gpus: tuple[Gpu, ...] = ()
-    repacks: bool = False
+    repacks: Repacked = "none"
 
     @property
     def device(self) -> str:
@@ -77,10 +84,25 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
     return tuple(Gpu(name.strip(), int(free) * 2**20) for name, _, free in rows if free.strip().isdigit())
 
 
-def repacks(cpuinfo: Path = CPUINFO) -> bool:
-    """AVX2 without AMX: with AMX the engine turns llama.cpp's rearranging off (see engine.py)."""
+def repacks(cpuinfo: Path = CPUINFO, library: Path | None = None) -> Repacked:
+    """AVX2 rearranges 4-bit matrices, AMX all that are quantised. Where the library's AMX cannot be trusted the engine
+    turns all rearranging off (see engine.py). `library` is the folder of the package llama_cpp."""
     try:
         flags = set(cpuinfo.read_text().partition("flags")[2].partition("\n")[0].split())
     except OSError:
-        return False
-    return "avx2" in flags and "amx_int8" not in flags
+        return "none"
+    if "amx_int8" in flags:
+        return "quantised" if amx_is_whole(library) else "none"
+    return "4-bit" if "avx2" in flags else "none"
+
+
+def amx_is_whole(library: Path | None = None) -> bool:
+    """Whether llama.cpp was built with our header (infra/llama/ruvllm_amx.h), without which GCC 12 breaks its AMX code.
+
+    Looks for the mark in the library's bytes and loads nothing.
+    """
+    if library is None:
+        spec = find_spec("llama_cpp")
+        library = Path(spec.origin).parent if spec and spec.origin else Path()
+    cpu = next(library.glob("lib/libggml-cpu.*"), None)
+    return cpu is not None and AMX_MARK in cpu.read_bytes()

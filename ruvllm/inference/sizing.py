@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ruvllm.inference.machine import Repacked
 from ruvllm.inference.shapes import Shape
 
 QUANTISATIONS = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q8_0", "F16")  # fewest bits first
@@ -63,11 +64,11 @@ class Size:
         return self.repacked + self.kv + self.state + self.compute + self.work + self.process
 
 
-def size(shape: Shape, quantisation: str, n_ctx: int, repacked: bool = False) -> Size:
+def size(shape: Shape, quantisation: str, n_ctx: int, repacked: Repacked = "none") -> Size:
     """What one process with this model needs; `repacked` where llama.cpp rearranges weights (see `machine.repacks`)."""
     return Size(
         weights=weight_bytes(shape, quantisation),
-        repacked=_repacked_bytes(shape, quantisation) if repacked else 0,
+        repacked=_repacked_bytes(shape, quantisation, repacked),
         kv=kv_bytes(shape, n_ctx),
         state=state_bytes(shape),
         compute=compute_bytes(shape, n_ctx),
@@ -113,10 +114,15 @@ def _more(count: int) -> int:
     return sum(i < eighth or i >= 7 * count // 8 or (i - eighth) % 3 == 2 for i in range(count))
 
 
-def _repacked_bytes(shape: Shape, quantisation: str) -> int:
-    """llama.cpp rearranges 4-bit blocks on a processor with AVX2; matrices only, the embedding stays."""
+def _repacked_bytes(shape: Shape, quantisation: str, which: Repacked) -> int:
+    """AVX2: 4-bit blocks of matrices, the embedding stays. AMX: whatever is quantised, the output layer too, and eight
+    bits with a sum of 4 bytes a block."""
     plain = _MIXES[quantisation][0]
-    return int(_matrix_weights(shape) * _BITS[plain] / 8) if plain in ("Q4_0", "Q4_K") else 0
+    if which == "4-bit":
+        return int(_matrix_weights(shape) * _BITS[plain] / 8) if plain in ("Q4_0", "Q4_K") else 0
+    if which == "none" or plain == "F16":
+        return 0
+    return int(weight_bytes(shape, quantisation) * (38 / 34 if plain == "Q8_0" else 1))
 
 
 def kv_bytes(shape: Shape, n_ctx: int) -> int:
@@ -132,6 +138,11 @@ def state_bytes(shape: Shape) -> int:
 def snapshot_bytes(shape: Shape, tokens: int) -> int:
     """A saved state after `tokens`, to within a few hundred bytes: what a prefix costs to keep."""
     return len(shape.attention) * 2 * shape.kv_width * _KV_BYTES * tokens + state_bytes(shape)
+
+
+def held_bytes(shape: Shape, n_ctx: int, budget: int) -> int:
+    """Saved states at the most: those kept, within `budget`, and the two that a nested question holds at once."""
+    return budget + 2 * snapshot_bytes(shape, n_ctx)
 
 
 def compute_bytes(shape: Shape, n_ctx: int, n_batch: int = N_BATCH) -> int:

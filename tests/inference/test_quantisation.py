@@ -9,10 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ruvllm.errors import InputError
-from ruvllm.inference.machine import Gpu, Machine, free_memory, parse_gpus, repacks, this_machine
+from ruvllm.inference.machine import (
+    AMX_MARK,
+    Gpu,
+    Machine,
+    amx_is_whole,
+    free_memory,
+    parse_gpus,
+    repacks,
+    this_machine,
+)
 from ruvllm.inference.quantisation import SHARE, select, select_gpu
 from ruvllm.inference.shapes import SHAPES
 from ruvllm.inference.sizing import QUANTISATIONS, size, weight_bytes
+from ruvllm.settings import PROJECT_ROOT
 
 GIB = 2**30
 ALL = list(SHAPES.values())
@@ -46,7 +56,7 @@ def test_a_longer_context_and_rearranged_weights_cost_bits() -> None:
     assert select(ALL, machine, 16_384).quantisation == "Q4_0"
     half = Machine(2, 8 * GIB)
     assert select(ALL, half, 2048).quantisation == "Q4_K_M"
-    assert select(ALL, Machine(2, 8 * GIB, repacks=True), 2048).quantisation == "Q4_0"
+    assert select(ALL, Machine(2, 8 * GIB, repacks="4-bit"), 2048).quantisation == "Q4_0"
 
 
 @given(cores=st.integers(1, 256), free=st.integers(0, 512), n_ctx=st.integers(512, 32_768))
@@ -103,12 +113,32 @@ def test_cards_are_read_from_the_drivers_list() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "rearranged"), [("fpu avx2 fma", True), ("fpu avx2 amx_int8", False), ("fpu sse4_2", False)]
+    ("flags", "mark", "rearranged"),
+    [
+        ("fpu avx2 fma", b"", "4-bit"),
+        ("fpu avx2 amx_int8", b"", "none"),  # a library that GCC 12 broke: the engine leaves its buffers off
+        ("fpu avx2 amx_int8", AMX_MARK, "quantised"),
+        ("fpu sse4_2", AMX_MARK, "none"),
+    ],
 )
-def test_weights_are_rearranged_on_avx2_without_amx(tmp_path: Path, flags: str, rearranged: bool) -> None:
+def test_what_is_rearranged_follows_the_processor_and_the_library(
+    tmp_path: Path, flags: str, mark: bytes, rearranged: str
+) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: none\n")
-    assert repacks(tmp_path / "cpuinfo") is rearranged
-    assert not repacks(tmp_path / "missing")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libggml-cpu.so").write_bytes(b"\x7fELF..." + mark + b"...")
+    assert repacks(tmp_path / "cpuinfo", tmp_path) == rearranged
+    assert repacks(tmp_path / "missing", tmp_path) == "none"
+
+
+def test_a_library_that_is_not_there_has_no_amx(tmp_path: Path) -> None:
+    assert not amx_is_whole(tmp_path)
+
+
+def test_the_header_that_setup_builds_with_carries_the_mark() -> None:
+    """Else a mended library would be taken for a broken one."""
+    assert AMX_MARK.decode() in (PROJECT_ROOT / "infra" / "llama" / "ruvllm_amx.h").read_text(encoding="utf-8")
+    assert "-include ruvllm_amx.h" in (PROJECT_ROOT / "infra" / "setup.sh").read_text(encoding="utf-8")
 
 
 def test_this_machine_can_be_described() -> None:
