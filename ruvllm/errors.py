@@ -5,13 +5,20 @@
     ├── InputError             a text or parameter from outside is unacceptable (HTTP 400)
     │   ├── TooLargeError      it is over a stated limit (HTTP 413)
     │   ├── UnknownTierError   no such tier in the active ladder (HTTP 404)
+    │   ├── NotFoundError      what is named is not there, or not to be seen by who asks (HTTP 404)
     │   └── QuarantinedError   a model's process died of this prompt, more than once (HTTP 400)
     ├── ArtifactError          a file is missing, truncated, altered or of another layout
     │   ├── ModelFileError     a GGUF or ONNX file
     │   └── BundleError        a router bundle
+    ├── AccessError            who asks may not
+    │   ├── AuthenticationError  no key, or none that is known (HTTP 401)
+    │   ├── ForbiddenError     the key is not for this (HTTP 403)
+    │   └── RateLimitedError   the key's own limits are reached (HTTP 429)
     ├── DatabaseError          Postgres cannot be started, reached or used
     │   ├── ContractError      the catalogue is not what searches rely on
     │   ├── EncoderMismatchError  memory holds vectors of another encoder
+    │   ├── KeysUnavailable    no key can be checked: they were never read since the start (HTTP 503)
+    │   ├── SpoolFullError     what Postgres could not take fits on disk no more
     │   ├── ReplicaUnavailable    the replica cannot answer now; Postgres can
     │   └── ShardPlanError     a search over shards would not be done by the shards
     ├── InferenceError         a model could not answer
@@ -28,6 +35,10 @@
 
 A message names the thing, what was got, what is wanted and, where there is one, the way out.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class RuvllmError(Exception):
@@ -50,6 +61,10 @@ class UnknownTierError(InputError):
     """No such tier in the active ladder."""
 
 
+class NotFoundError(InputError):
+    """What is named is not there, or not to be seen by who asks."""
+
+
 class QuarantinedError(InputError):
     """A model's process died of this prompt more than once; it is refused for a while."""
 
@@ -66,6 +81,27 @@ class BundleError(ArtifactError):
     """A router bundle is missing, altered or does not fit this code."""
 
 
+class AccessError(RuvllmError):
+    """Who asks may not."""
+
+
+class AuthenticationError(AccessError):
+    """No key was sent, or none that is known, valid and in time."""
+
+
+class ForbiddenError(AccessError):
+    """The key is not for this."""
+
+
+class RateLimitedError(AccessError):
+    """The key's own limits are reached. `retry_after_s` in seconds; `headers` are x-ratelimit-* as they stand now."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.headers: dict[str, str] = dict(headers or {})
+
+
 class DatabaseError(RuvllmError):
     """Postgres cannot be started, reached or used."""
 
@@ -78,6 +114,14 @@ class EncoderMismatchError(DatabaseError):
     """Memory holds vectors of another encoder than the one in use."""
 
 
+class KeysUnavailable(DatabaseError):
+    """No key can be checked: the database has not been read since the start."""
+
+
+class SpoolFullError(DatabaseError):
+    """What Postgres could not take fits on disk no more."""
+
+
 class ReplicaUnavailable(DatabaseError):
     """The replica of memory cannot answer now: cold, stale, over its budget or closed. Ask Postgres."""
 
@@ -88,10 +132,11 @@ class ShardPlanError(DatabaseError):
 
 class InferenceError(RuvllmError):
     """A model could not answer. `working`: its process was lost while it worked on this very request; `reached` is
-    False where the request waited and the process was gone before its turn."""
+    False where the request waited and the process was gone before its turn; `external`: something outside ended it."""
 
     working = False
     reached = True
+    external = False
 
 
 class WorkerDiedError(InferenceError):
@@ -99,7 +144,9 @@ class WorkerDiedError(InferenceError):
 
 
 class OverloadedError(InferenceError):
-    """No slot of a model was free in time."""
+    """No slot of a model was free in time. `retry_after_s`: when one may be, in seconds."""
+
+    retry_after_s = 1.0
 
 
 class DeadlineError(InferenceError):

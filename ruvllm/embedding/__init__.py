@@ -22,9 +22,9 @@ def _minilm(settings: Settings) -> Encoder:
 
 
 def _lfm2(settings: Settings) -> Encoder:
-    from ruvllm.embedding.lfm2 import Lfm2Encoder, model_path
+    from ruvllm.embedding.lfm2 import open_encoder
 
-    return Lfm2Encoder(model_path(settings), threads=settings.threads or 1)
+    return open_encoder(settings)
 
 
 _ENCODERS = {"minilm": _minilm, "lfm2": _lfm2}

@@ -1,142 +1,225 @@
-"""LFM2.5-Embedding-350M through llama.cpp; knows nothing of projections or of memory.
+"""LFM2.5-Embedding-350M behind a process of its own; knows nothing of projections, of memory or of llama.cpp.
 
-A bidirectional encoder: the vector of the first token, asymmetric prompts, trained for 512 tokens (its model card).
+A bidirectional encoder: the vector of the first token, asymmetric prompts, trained for 512 tokens (its model card). It
+is a GGUF like the tiers' and parsed where theirs are: in a child, after its hash was checked (lfm2_worker.py).
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 
 from ruvllm.embedding.adapter import Floats, Role
-from ruvllm.embedding.windows import windows
-from ruvllm.errors import InferenceError, InputError, ModelFileError
-from ruvllm.inference.files import ensure
+from ruvllm.embedding.lfm2_engine import check_text
+from ruvllm.errors import InferenceError, ModelFileError, TooLargeError, WorkerDiedError
+from ruvllm.inference import waiting
+from ruvllm.inference.child import spawn
+from ruvllm.inference.connection import Connection, Patience, answer_of
+from ruvllm.inference.framing import MAX_FRAME, Channel
+from ruvllm.inference.limits import Growth, memory_limit
+from ruvllm.inference.opened import ModelFile, opened, verified
 from ruvllm.inference.tiers import find_tier, is_blank
+from ruvllm.inference.wire import shaped
 from ruvllm.settings import Settings
 
 TIER = "lfm2.5-embedding-350m"
 MAX_TOKENS = 512
-PROMPTS: dict[Role, str] = {"query": "query: ", "document": "document: "}
 CLS, MEAN = 2, 1  # LLAMA_POOLING_TYPE_*; left to itself llama.cpp may take none
+PROGRAM = ("-m", "ruvllm.embedding.lfm2_worker")
+_START_S = 180.0  # loading from a cold disk
+_ASK_S = 900.0  # for a message's texts; a process that makes no step is ended long before
+_TEXTS, _BYTES = 32, 64 * 1024  # of one message, but for a text that is longer alone
+_LONGEST = MAX_FRAME - 4096  # bytes of one text
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
+_DATA = 4 * 2**30
+Opener = Callable[[], AbstractContextManager[ModelFile]]
 
 
-def model_path(settings: Settings) -> Path:
-    """The encoder's file, verified like a tier's before anything parses it.
+def open_encoder(settings: Settings) -> Lfm2Encoder:
+    """The encoder on its verified file; each start of its process verifies it again.
 
     Raises:
         ModelFileError: missing, altered, of another shape, or one with random weights, whose vectors mean nothing.
     """
     tier = find_tier(TIER, settings)
-    try:
-        path = ensure(tier, settings)
-    except ModelFileError as error:
-        raise ModelFileError(f"{error}; or set RUVLLM_ENCODER=minilm") from error
-    if is_blank(path):
-        raise ModelFileError(f'model file {path}: has random weights; run "ruvllm models remove {TIER}" and pull it')
-    return path
+    return Lfm2Encoder(
+        settings.models_dir / tier.file,
+        threads=settings.threads or 1,
+        open_file=lambda: model_file(settings),
+        log_path=settings.run_dir / f"model-{TIER}.log",
+        data=memory_limit(tier, settings),
+        wait_policy=waiting.policy(settings.wait_policy),
+    )
+
+
+@contextmanager
+def model_file(settings: Settings) -> Iterator[ModelFile]:
+    """The encoder's file, open, verified like a tier's before anything parses it.
+
+    Raises:
+        ModelFileError: as `open_encoder`.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(verified(find_tier(TIER, settings), settings))
+        except ModelFileError as error:
+            raise ModelFileError(f"{error}; or set RUVLLM_ENCODER=minilm") from error
+        if is_blank(file.path):
+            raise ModelFileError(
+                f'model file {file.path}: has random weights; run "ruvllm models remove {TIER}" and pull it'
+            )
+        yield file
 
 
 class Lfm2Encoder:
-    """A GGUF encoder with a context of its own; one text at a time, a second thread waits."""
+    """An `Encoder`. Threads may share it: one is answered at a time, the others wait. A process that dies is replaced
+    and what it died of is asked once more; when that dies too, the next start waits 1, 2, 4 … 60 s.
 
-    def __init__(self, path: Path, threads: int = 1, pooling: int = CLS, max_tokens: int = MAX_TOKENS) -> None:
-        """
-        Raises:
-            ModelFileError: the file is missing or llama.cpp cannot load it.
-        """
-        if not path.is_file():
-            raise ModelFileError(
-                f'model file {path.name}: not in {path.parent}; run "ruvllm models pull {TIER}", or set'
-                " RUVLLM_ENCODER=minilm"
-            )
+    `open_file` gives the verified file; without it `path` is loaded as it is, which is for files made here. `data` is
+    the bytes that the process may take. Its process leaves with this object.
+
+    Raises:
+        ModelFileError: the file is missing or llama.cpp cannot load it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        threads: int = 1,
+        pooling: int = CLS,
+        max_tokens: int = MAX_TOKENS,
+        *,
+        open_file: Opener | None = None,
+        log_path: Path = Path(os.devnull),
+        data: int = _DATA,
+        wait_policy: str = "passive",
+        patience: Patience | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.id = path.stem.lower()
-        self._max_tokens = max_tokens
-        self._engine = _Engine(path, threads, pooling, max_tokens)
-        self.dimension = self._engine.dimension
-        self._lock = Lock()  # a llama.cpp context is not safe to share
+        open_file = open_file or (lambda: opened(path))
+        sizes = {"threads": threads, "pooling": pooling, "max_tokens": max_tokens}
+
+        def start() -> EncoderProcess:
+            with open_file() as file:
+                return EncoderProcess(file, sizes, log_path, data, wait_policy, patience or Patience())
+
+        self._start, self._clock = start, clock
+        self._deaths, self._not_before = 0, 0.0
+        self._lock = Lock()
+        self._process: EncoderProcess | None = start()
+        self.dimension = self._process.dimension
 
     def encode(self, texts: Sequence[str], role: Role = "document") -> Floats:
-        """(n, d) float32, in the order of `texts`; long text is the mean of its windows, each behind the prompt."""
-        with self._lock:
-            head = [*self._engine.begin, *self._engine.tokenise(PROMPTS[role])]
-            rows = [self._mean_of_windows(head, self._engine.tokenise(text)) for text in texts]
-        return np.array(rows, dtype=np.float32).reshape(len(texts), self.dimension)
-
-    def _mean_of_windows(self, head: list[int], body: list[int]) -> Floats:
-        parts = windows(body, self._max_tokens - len(head))
-        mean: Floats = np.mean([self._engine.pooled([*head, *part]) for part in parts], axis=0, dtype=np.float32)
-        return mean
-
-
-class _Engine:
-    """The few calls of llama.cpp's C API that embedding needs; `Llama.embed` cuts text at its batch size, silently."""
-
-    def __init__(self, path: Path, threads: int, pooling: int, max_tokens: int) -> None:
-        import llama_cpp.llama_cpp as api
-
-        self._api: Any = api
-        self._quiet = api.llama_log_callback(lambda *_: None)  # ctypes keeps no reference of its own
-        api.llama_log_set(self._quiet, ctypes.c_void_p(0))
-        api.llama_backend_init()
-        self._model = self._load(path)
-        self._vocab = api.llama_model_get_vocab(self._model)
-        self._context = self._open(path, threads, pooling, max_tokens)
-        self._batch = api.llama_batch_init(max_tokens, 0, 1)
-        self.dimension = int(api.llama_model_n_embd(self._model))
-        self.begin = [int(api.llama_vocab_bos(self._vocab))] if api.llama_vocab_get_add_bos(self._vocab) else []
-
-    def _load(self, path: Path) -> int:
-        params = self._api.llama_model_default_params()
-        # GCC 12 miscompiles ggml's AMX code (see ruvllm/inference/engine.py); AMX is one of the extra buffer types
-        params.use_extra_bufts = b"AMX_INT8 = 1" not in self._api.llama_print_system_info()
-        model = self._api.llama_model_load_from_file(str(path).encode(), params)
-        if not model:
-            raise ModelFileError(f"model file {path.name}: llama.cpp cannot load it; put an intact one in its place")
-        return int(model)
-
-    def _open(self, path: Path, threads: int, pooling: int, max_tokens: int) -> int:
-        params = self._api.llama_context_default_params()
-        # a bidirectional sequence is evaluated in one piece: context >= batch >= ubatch >= sequence
-        params.n_ctx = params.n_batch = params.n_ubatch = max_tokens
-        params.n_seq_max, params.embeddings, params.pooling_type = 1, True, pooling
-        params.n_threads = params.n_threads_batch = threads
-        context = self._api.llama_init_from_model(self._model, params)
-        if not context:
-            raise ModelFileError(f"model file {path.name}: llama.cpp cannot open it for embedding")
-        return int(context)
-
-    def tokenise(self, text: str) -> list[int]:
-        """Token ids; a literal special token in `text` stays plain characters.
+        """(n, d) float32, in the order of `texts`; long text is the mean of its windows, each behind the prompt.
 
         Raises:
-            InputError: half a surrogate pair, which has no UTF-8.
+            InputError: a text has no UTF-8 (TooLargeError: or is over 8 MiB); nothing was encoded.
+            WorkerDiedError: two processes died of it, or none may be started now.
+            DeadlineError: it took more than a quarter of an hour.
         """
-        try:
-            raw = text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"text: {error.reason} at {error.start}; want text that has UTF-8") from error
-        ids = (ctypes.c_int32 * (len(raw) + 8))()
-        count = self._api.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, False)
-        if count < 0:
-            raise InferenceError(f"tokeniser: got {count} for a text of {len(raw)} bytes, want a count")
-        return list(ids[:count])
+        batches = list(_batches(texts))
+        with self._lock:
+            rows = [self._asked(batch, role) for batch in batches]
+        return np.concatenate(rows) if rows else np.empty((0, self.dimension), dtype=np.float32)
 
-    def pooled(self, tokens: Sequence[int]) -> Floats:
-        """(d,) of one sequence."""
-        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
-        batch = self._batch
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.logits[i] = token, i, True
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-        code = self._api.llama_decode(self._context, batch)
-        vector = self._api.llama_get_embeddings_seq(self._context, 0)
-        if code != 0 or not vector:
-            raise InferenceError(f"encoder: llama.cpp returned {code} for {len(tokens)} tokens and no pooled vector")
-        return np.array(vector[: self.dimension], dtype=np.float32)
+    def _asked(self, texts: list[str], role: Role) -> Floats:
+        try:
+            return self._ask(texts, role)
+        except WorkerDiedError:
+            return self._ask(texts, role)
+
+    def _ask(self, texts: list[str], role: Role) -> Floats:
+        process = self._running()
+        try:
+            vectors = process.ask(texts, role)
+        except InferenceError:
+            if not process.alive:
+                self._bury()
+            raise
+        self._deaths = 0
+        return vectors
+
+    def _running(self) -> EncoderProcess:
+        if self._process is not None and not self._process.alive:  # it died between two requests
+            self._bury()
+        if self._process is None:
+            wait = self._not_before - self._clock()
+            if wait > 0:
+                raise WorkerDiedError(
+                    f"encoder {self.id}: its process died {self._deaths} times in a row; next start in {wait:.0f} s"
+                )
+            self._process = self._start()
+        return self._process
+
+    def _bury(self) -> None:
+        if self._process is not None:
+            self._process.close()
+        self._process = None
+        self._deaths += 1
+        if self._deaths > 1:
+            self._not_before = self._clock() + min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (self._deaths - 2))
+
+    def close(self) -> None:
+        """Ends its process; the next text starts another."""
+        with self._lock:
+            if self._process is not None:
+                self._process.close()
+            self._process = None
+
+
+class EncoderProcess:
+    """One child with one file. Not safe for threads."""
+
+    def __init__(
+        self, file: ModelFile, sizes: dict[str, int], log_path: Path, data: int, wait_policy: str, patience: Patience
+    ) -> None:
+        sock, process = spawn(PROGRAM, log_path, wait_policy, [file.number])
+        self.pid = process.pid
+        self._connection = Connection(Channel(sock), process, file.path.stem, log_path, Growth(data, 2.0), patience)
+        self.close = weakref.finalize(self, self._connection.close)  # also when it is collected, or this process ends
+        self._begin(file, sizes, data, patience)
+        self.dimension = shaped(lambda: int(self._connection.state["dimension"]))
+
+    def _begin(self, file: ModelFile, sizes: dict[str, int], data: int, patience: Patience) -> None:
+        which = {"path": str(file.path), "file": file.number, "mark": list(file.mark)}
+        try:
+            call = self._connection.open({**which, **sizes, "data": data, "beat_s": patience.beat}, _START_S)
+            answer_of(call, self._connection.cancel)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def alive(self) -> bool:
+        return self._connection.alive
+
+    def ask(self, texts: list[str], role: Role) -> Floats:
+        call = self._connection.open({"texts": texts, "role": role}, _ASK_S)
+        reply = answer_of(call, self._connection.cancel)
+        return shaped(lambda: np.frombuffer(reply["vectors"], np.float32).reshape(len(texts), self.dimension))
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """In order, each of few enough texts and bytes for one message."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        check_text(text)
+        length = len(text.encode())
+        if length > _LONGEST:
+            raise TooLargeError(f"text: got {length} bytes, want at most {_LONGEST}; cut it into passages first")
+        if batch and (len(batch) == _TEXTS or size + length > _BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += length
+    if batch:
+        yield batch
