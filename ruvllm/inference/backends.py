@@ -25,10 +25,11 @@ def start(tier: Tier, settings: Settings, threads: int = 0) -> WorkerModel:
         from ruvllm.inference.vllm import VllmModel
 
         return VllmModel(tier, urls, settings)
-    from ruvllm.inference.files import ensure
     from ruvllm.inference.llama_cpp import LlamaWorker
+    from ruvllm.inference.opened import verified
 
-    return LlamaWorker(tier, ensure(tier, settings), settings, threads)
+    with verified(tier, settings) as file:
+        return LlamaWorker(tier, file.path, settings, threads, file=file)
 
 
 def is_remote(tier: Tier, settings: Settings) -> bool:

@@ -19,11 +19,14 @@ from typing import Any
 
 from ruvllm.errors import DeadlineError, InferenceError, OverloadedError, RuvllmError, WorkerDiedError
 from ruvllm.inference.framing import Channel, FrameError, pack
-from ruvllm.inference.limits import MEMORY_EXIT, Growth
+from ruvllm.inference.limits import MEMORY_EXIT, Growth, out_of_memory_kills
 from ruvllm.inference.wire import Wire, error_from_wire
 
 END_S = 3.0  # for a process to leave by itself
 _TICK_S = 1.0  # how often the thread looks, at most
+# Nothing that a model's process does to itself, and a SIGKILL of ours is known as such. A fault of its own is SIGSEGV,
+# SIGABRT and the like, and at its own memory limit it leaves with MEMORY_EXIT before the kernel has to end it.
+_FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 _START_PATIENCE = 4  # times the usual silence, while Python and its libraries load from a cold disk
 
 
@@ -92,6 +95,7 @@ class Connection:
         self._call: Call | None = None
         self._end: InferenceError | None = None
         self._numbers = 0
+        self._oom_kills = out_of_memory_kills()
         self._thread = threading.Thread(target=self._listen, name=f"model {name}", daemon=True)
         self._thread.start()
 
@@ -233,6 +237,7 @@ class Connection:
         if call is not None:
             last = type(self._end)(str(self._end))
             last.working = not closed  # a process that its owner ends did not die of a request
+            last.external = self._end.external
             self._close(call, last)
 
     def _obituary(self) -> InferenceError:
@@ -241,7 +246,10 @@ class Connection:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:
             self.kill()
-        return WorkerDiedError(f"model {self._name}: its process {self._process.pid} ended ({self._how}); {self._see}")
+            return WorkerDiedError(f"model {self._name}: its process hung up and was ended; {self._see}")
+        gone = WorkerDiedError(f"model {self._name}: its process {self._process.pid} ended ({self._how}); {self._see}")
+        gone.external = -self._process.returncode in _FROM_OUTSIDE
+        return gone
 
     @property
     def _how(self) -> str:
@@ -251,6 +259,10 @@ class Connection:
             return f"it was refused memory; {limit}"
         if code == -signal.SIGABRT:  # also how llama.cpp ends when it is refused memory
             return f"SIGABRT; the log says whether it was refused memory: {limit}"
+        if code == -signal.SIGKILL:
+            grown = out_of_memory_kills() - self._oom_kills
+            why = "the kernel ended it, the machine has no memory left" if grown > 0 else "sent from outside"
+            return f"SIGKILL, {why}"
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
     @property

@@ -30,7 +30,7 @@ def memory_limit(tier: Tier, settings: Settings) -> int:
     if settings.model_memory_mb:
         return settings.model_memory_mb * _MIB
     spare = settings.snapshots_mb + _SPARE_MB + _STACK_MB * cores()
-    return 2 * memory(tier, settings.n_ctx, repacked=True) + spare * _MIB
+    return 2 * memory(tier, settings.n_ctx, repacked="quantised") + spare * _MIB
 
 
 def apply(data_bytes: int) -> None:
@@ -59,6 +59,18 @@ def resident() -> int:
 
         return int(psutil.Process().memory_info().rss)
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def out_of_memory_kills(vmstat: Path = Path("/proc/vmstat")) -> int:
+    """Processes that the kernel has ended for want of memory since it started, here or elsewhere; 0 where it tells not.
+
+    A count that grew while a process was lost is a hint, for a message: it does not name the process.
+    """
+    try:
+        lines = dict(line.split() for line in vmstat.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(lines.get("oom_kill", 0))
 
 
 class Growth:

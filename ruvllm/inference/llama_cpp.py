@@ -5,21 +5,22 @@ One process per GGUF: llama.cpp's C++ exceptions cannot cross ctypes and end the
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ruvllm.errors import InputError, TooLargeError
 from ruvllm.inference import waiting
+from ruvllm.inference.child import spawn
 from ruvllm.inference.connection import Call, Connection, Patience, answer_of
 from ruvllm.inference.framing import Channel, FrameError
 from ruvllm.inference.limits import Growth, memory_limit
+from ruvllm.inference.opened import ModelFile, opened
+from ruvllm.inference.prompt import PROMPT_VERSION
 from ruvllm.inference.sampling import check_sampling
+from ruvllm.inference.snapshots import Counts
 from ruvllm.inference.stream import WorkerStream
 from ruvllm.inference.threads import Threads
 from ruvllm.inference.tiers import Tier
@@ -32,17 +33,16 @@ from ruvllm.inference.wire import (
     sampling_to_wire,
     shaped,
 )
-from ruvllm.settings import PROJECT_ROOT, Settings
+from ruvllm.settings import Settings
 
 START_S = 180.0  # loading a file of several GB from a cold disk, and measuring threads
-MAX_LOG = 1024 * 1024
 PROGRAM = ("-m", "ruvllm.inference.worker")
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Health:
-    """Of one process. Sizes in bytes; `snapshots` are the counters of its kept prompt states."""
+    """Of one process. Sizes in bytes; `snapshots` counts its kept prompt states."""
 
     pid: int
     alive: bool
@@ -52,7 +52,7 @@ class Health:
     worn: str
     wait_policy: str
     threads: Threads
-    snapshots: dict[str, int]
+    snapshots: Counts
 
 
 class LlamaWorker:
@@ -74,6 +74,7 @@ class LlamaWorker:
         threads: int = 0,
         patience: Patience | None = None,
         program: Sequence[str] = PROGRAM,
+        file: ModelFile | None = None,
     ) -> None:
         self.tier = tier
         self.n_ctx = min(settings.n_ctx, tier.n_ctx)
@@ -82,19 +83,24 @@ class LlamaWorker:
         self._wait_s = settings.deadline_s
         patience = patience or Patience()
         growth = Growth(memory_limit(tier, settings), settings.recycle_growth, settings.snapshots_mb * _MIB)
-        sock, self._process = _spawn(program, self.log_path, self.wait_policy)
-        self._connection = Connection(Channel(sock), self._process, tier.name, self.log_path, growth, patience)
-        self._start(
-            {
-                "path": str(path),
-                "n_ctx": self.n_ctx,
-                "threads": threads,
-                "stop": list(tier.stop),
-                "snapshots": settings.snapshots_mb * _MIB,
-                "data": growth.limit,
-                "beat_s": patience.beat,
-            }
-        )
+        with nullcontext(file) if file else opened(path) as model:
+            sock, self._process = spawn(program, self.log_path, self.wait_policy, [model.number])
+            self._connection = Connection(Channel(sock), self._process, tier.name, self.log_path, growth, patience)
+            self._start(
+                {
+                    "path": str(path),
+                    "file": model.number,
+                    "mark": list(model.mark),
+                    "identity": model.identity,
+                    "template": PROMPT_VERSION,
+                    "n_ctx": self.n_ctx,
+                    "threads": threads,
+                    "stop": list(tier.stop),
+                    "snapshots": settings.snapshots_mb * _MIB,
+                    "data": growth.limit,
+                    "beat_s": patience.beat,
+                }
+            )
 
     def _start(self, what: Mapping[str, object]) -> None:
         try:
@@ -129,11 +135,16 @@ class LlamaWorker:
     @property
     def health(self) -> Health:
         """Asks nobody: what the process said when it last spoke."""
-        growth, state = self._connection.growth, self._connection.state
+        growth = self._connection.growth
         return Health(
             self.pid, self.alive, self.busy, growth.resident, growth.limit, growth.worn,
-            self.wait_policy, self.threads, dict(state.get("snapshots", {})),
+            self.wait_policy, self.threads, self.snapshots,
         )  # fmt: skip
+
+    @property
+    def snapshots(self) -> Counts:
+        """Of kept prompt states, as the process last said."""
+        return Counts(**self._connection.state.get("snapshots", {}))
 
     @property
     def resident(self) -> int:
@@ -199,32 +210,9 @@ class LlamaWorker:
         self.close()
 
 
-def _spawn(program: Sequence[str], log_path: Path, wait_policy: str) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    ours, theirs = socket.socketpair()
-    with theirs, _open_log(log_path) as log:
-        process = subprocess.Popen(
-            [sys.executable, *program, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=PROJECT_ROOT,
-            env=waiting.environment(os.environ, wait_policy),
-            start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
-        )
-    return ours, process
-
-
 def _generate(prompt: Prompt, sampling: Sampling) -> dict[str, object]:
     return {"op": "generate", "prompt": prompt_to_wire(prompt)} | _how(sampling)
 
 
 def _how(sampling: Sampling) -> dict[str, object]:
     return {"sampling": sampling_to_wire(check_sampling(sampling))}
-
-
-def _open_log(path: Path) -> IO[bytes]:
-    """Appends, so that the words of a process that died stay; starts anew when it has grown."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grown = path.exists() and path.stat().st_size > MAX_LOG
-    return path.open("wb" if grown else "ab")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ruvllm.errors import UnknownTierError
 from ruvllm.inference.budget import MemoryBudget, models_memory
 from ruvllm.inference.machine import repacks
+from ruvllm.inference.sizing import held_bytes
 from ruvllm.inference.supervised import Starter, SupervisedModel, TierState, WorkerModel
 from ruvllm.inference.tiers import Ladder, Tier, memory
 from ruvllm.settings import Settings
@@ -86,4 +87,10 @@ def _memory(tier: Tier, settings: Settings) -> int:
     """Bytes that the tier is expected to take here: none where servers answer for it."""
     from ruvllm.inference.backends import is_remote
 
-    return 0 if is_remote(tier, settings) else memory(tier, settings.n_ctx, repacks())
+    return 0 if is_remote(tier, settings) else memory(tier, settings.n_ctx, repacks()) + _states(tier, settings)
+
+
+def _states(tier: Tier, settings: Settings) -> int:
+    """Bytes of saved prompt states that its process may come to hold."""
+    kept = settings.snapshots_mb * 2**20
+    return held_bytes(tier.shape, min(settings.n_ctx, tier.n_ctx), kept) if tier.shape else kept

@@ -10,7 +10,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _OVERHEAD = 800  # bytes of Python objects a snapshot: the record, its key, its places in two maps
 _PER_TOKEN = 8 + 32  # a place in the tuple and an int; small ints are shared, so this is at most
@@ -28,22 +28,55 @@ class Snapshot:
         return len(self.state) + _PER_TOKEN * len(self.tokens) + _OVERHEAD
 
 
+class Identity(NamedTuple):
+    """What a state depends on beside its tokens."""
+
+    file: str = ""  # sha256 of the model
+    context: str = ""  # how the context was opened (see Engine.context)
+    template: str = ""  # the hash of the prompts' templates
+
+    @property
+    def digest(self) -> bytes:
+        """Each part behind its length, so that no two identities run into one another."""
+        parts = [part.encode() for part in self]
+        return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of kept states, since the process started; `count` and `bytes` are as of now."""
+
+    count: int = 0
+    bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    refused: int = 0  # larger than the budget
+    reused_tokens: int = 0
+
+
 class Snapshots:
-    """Keeps the states used last. `identity` says what else a state depends on: file hash, context, template.
+    """Keeps the states used last, each under the hash of `identity` and its tokens.
 
     A budget of 0 keeps none. Not safe for threads, as the engine is not.
     """
 
-    def __init__(self, budget_bytes: int, identity: str = "") -> None:
+    def __init__(self, budget_bytes: int, identity: Identity = Identity()) -> None:  # noqa: B008  # immutable
         self.budget_bytes = budget_bytes
         self.bytes = self.hits = self.misses = self.evictions = self.refused = self.reused_tokens = 0
-        self._identity = identity.encode()
+        self._identity = identity.digest
         self._kept: OrderedDict[bytes, Snapshot] = OrderedDict()  # used last comes last
         self._lengths: dict[int, int] = {}  # how many kept states have that many tokens
 
     @property
     def count(self) -> int:
         return len(self._kept)
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(
+            self.count, self.bytes, self.hits, self.misses, self.evictions, self.refused, self.reused_tokens
+        )  # fmt: skip
 
     def fits(self, nbytes: int) -> bool:
         """Whether a state of so many bytes may be kept at all, others given up for it."""
@@ -100,4 +133,4 @@ class Snapshots:
 
     def _key(self, tokens: Sequence[int]) -> bytes:
         """SHA-256 over identity and tokens: two prompts never share one."""
-        return hashlib.sha256(self._identity + b"\0" + array("i", tokens).tobytes()).digest()
+        return hashlib.sha256(self._identity + array("i", tokens).tobytes()).digest()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self, runtime_checkable
 
-from ruvllm.errors import InferenceError, RuvllmError, WorkerDiedError
+from ruvllm.errors import CancelledError, InferenceError, RuvllmError, WorkerDiedError
 from ruvllm.inference.connection import Call
 from ruvllm.inference.types import Generation, Stream
 from ruvllm.inference.wire import generation_from_wire, shaped
@@ -58,6 +59,10 @@ class WorkerStream:
             raise InferenceError(PARTLY_READ)
         return self._generation
 
+    def cancel(self) -> None:
+        """Takes the request back and waits for nothing: whoever reads gets CancelledError. Any thread may, any time."""
+        self._cancel()
+
     def close(self) -> None:
         """Returns when the process is free again: after a token, or a layer of a prefill."""
         if self._over:
@@ -77,6 +82,13 @@ class WorkerStream:
         self.close()
 
 
+@runtime_checkable
+class Cancellable(Protocol):
+    """A stream that another thread than its reader's may end."""
+
+    def cancel(self) -> None: ...
+
+
 Again = Callable[[WorkerDiedError, bool], Stream]  # the death, and whether anything was said
 
 
@@ -91,7 +103,7 @@ class RetriedStream:
         self._stream, self._again, self._over = stream, again, over
         self._lost = weakref.finalize(self, lost)
         self._lost.atexit = False
-        self._said = False
+        self._said, self._cancelled = False, threading.Event()
 
     def __iter__(self) -> Iterator[str]:
         while self._lost.alive:
@@ -108,10 +120,14 @@ class RetriedStream:
 
     def _go_on(self, error: WorkerDiedError) -> None:
         try:
+            if self._cancelled.is_set():
+                raise CancelledError("stream: cancelled by its caller; its model's process was lost meanwhile")
             self._stream = self._again(error, self._said)
         except RuvllmError:
             self._finish()
             raise
+        if self._cancelled.is_set():  # while the other one was opened
+            self.cancel()
 
     def _finish(self, whole: bool = False) -> None:
         if self._lost.detach():
@@ -120,6 +136,12 @@ class RetriedStream:
     @property
     def generation(self) -> Generation:
         return self._stream.generation
+
+    def cancel(self) -> None:
+        """As a `WorkerStream`'s: any thread, any time; the reader gets CancelledError."""
+        self._cancelled.set()
+        if isinstance(self._stream, Cancellable):
+            self._stream.cancel()
 
     def close(self) -> None:
         self._stream.close()

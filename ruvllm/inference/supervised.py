@@ -10,12 +10,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 from ruvllm.errors import InferenceError, OverloadedError, WorkerDiedError
 from ruvllm.inference.budget import MemoryBudget
 from ruvllm.inference.quarantine import Quarantine
+from ruvllm.inference.snapshots import Counts
+from ruvllm.inference.states import TierState as TierState
 from ruvllm.inference.stream import RetriedStream
 from ruvllm.inference.tiers import Tier
 from ruvllm.inference.types import Choice, Generation, Model, NestedGeneration, Prompt, Sampling, Stream
@@ -50,33 +51,14 @@ Starter = Callable[[Tier], WorkerModel]
 Ask = Callable[[Model, float], T]  # the model, and the seconds that are left
 
 
-@dataclass(frozen=True)
-class TierState:
-    """For readiness, metrics and the doctor. `state`: cold | loading | ready | failing | closed."""
-
-    name: str
-    state: str
-    detail: str
-    busy: int
-    resident_mb: int
-    restarts: int  # after deaths
-    recycled: int  # because it was worn
-    evicted: int  # to make room for another
-    quarantined: int  # prompts that are suspected
-
-    @property
-    def ready(self) -> bool:
-        """Loaded, and answering as far as one knows."""
-        return self.state == "ready"
-
-
 class SupervisedModel:
     """One tier's `Model`. A request that its process dies of is tried once more in a new one.
 
     The first death costs nothing but the new start. When the process dies again before it has answered, the next start
     waits 1, 2, 4 … 60 s, and until then requests are refused at once with WorkerDiedError: the caller has other tiers.
     A stream that has said something is not tried again. A prompt that was worked on in two deaths is refused with
-    QuarantinedError. A worn process is replaced when nothing works in it; requests that come meanwhile wait.
+    QuarantinedError, unless the process was ended from outside. A worn process is replaced when nothing works in it;
+    requests that come meanwhile wait.
     """
 
     def __init__(
@@ -120,7 +102,8 @@ class SupervisedModel:
         resident = self.memory // _MIB if state == "ready" else 0
         busy = self.busy
         counts = (self._restarts, self._recycled, self._evicted, len(self.quarantine))
-        return TierState(self.name, state, detail, busy, resident, *counts)
+        kept = getattr(self._worker, "snapshots", None) if state == "ready" else None
+        return TierState(self.name, state, detail, busy, resident, *counts, kept if isinstance(kept, Counts) else None)
 
     def _state(self) -> tuple[str, str]:
         worker, wait = self._worker, self._not_before - self._clock()
@@ -277,7 +260,7 @@ class SupervisedModel:
 
     def _failed(self, worker: WorkerModel, error: InferenceError, prompts: Sequence[Prompt]) -> None:
         """Counts what a lost process means; any other error leaves it as it is."""
-        if prompts and error.working:
+        if prompts and error.working and not error.external:
             self.quarantine.died(prompts)
         if error.working or isinstance(error, WorkerDiedError):
             self._bury(worker)

@@ -304,10 +304,14 @@ class VllmStream:
             raise InferenceError("stream: pieces are left; read it to its end first")
         return self._generation
 
-    def close(self) -> None:
+    def cancel(self) -> None:
+        """Cuts the connection and waits for nothing; the reader gets CancelledError."""
         self._closed = True
         if self._events is not None:
             self._events.close()
+
+    def close(self) -> None:
+        self.cancel()
         try:
             self._pieces.close()
         except ValueError:  # another thread reads it, and is woken by what was closed above

@@ -80,7 +80,7 @@ def error_to_wire(error: RuvllmError) -> Wire:
 
 def error_from_wire(wire: Mapping[str, object]) -> RuvllmError:
     kind = _ERRORS.get(str(wire["error"]), InferenceError)
-    return kind(str(wire["message"]))
+    return kind(str(wire.get("message", "model's process: it failed and did not say why")))
 
 
 def shaped(make: Callable[[], T]) -> T:

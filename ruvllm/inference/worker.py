@@ -1,11 +1,11 @@
 """The process that holds one model: `python -m ruvllm.inference.worker FD`, started by llama_cpp.py alone.
 
-Knows nothing of settings, tiers or files' hashes: its parent verified the file. It ends when its parent's end of the
-socket closes, however the parent went, even in the middle of an answer.
+Knows nothing of settings or tiers: its parent verified the file, whose open descriptor it loads. It ends when its
+parent's end of the socket closes, however the parent went, even in the middle of an answer.
 
-Messages in: first {id: 0, path, n_ctx, threads, stop, snapshots, data, beat_s, deadline_s}, then {id, op, deadline_s,
-...} and {cancel: id}. Messages out: {beat: id, steps, rss}, {id, say}, and for every request one last {id, ok, rss,
-state} or {id, error, message, rss, state}.
+Messages in: first {id: 0, path, file, mark, identity, template, n_ctx, threads, stop, snapshots, data, beat_s,
+deadline_s}, then {id, op, deadline_s, ...} and {cancel: id}. Messages out: {beat: id, steps, rss}, {id, say}, and for
+every request one last {id, ok, rss, state} or {id, error, message, rss, state}.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from ruvllm.errors import InferenceError, RuvllmError
 from ruvllm.inference import limits
@@ -29,7 +29,8 @@ from ruvllm.inference.beat import Beats, Pulse
 from ruvllm.inference.engine import Engine
 from ruvllm.inference.framing import Channel, FrameError
 from ruvllm.inference.generation import Generator
-from ruvllm.inference.snapshots import Snapshots
+from ruvllm.inference.opened import check_same, mark, source
+from ruvllm.inference.snapshots import Identity, Snapshots
 from ruvllm.inference.threads import LiveThreads, cores
 from ruvllm.inference.types import Generation
 from ruvllm.inference.wire import (
@@ -42,18 +43,30 @@ from ruvllm.inference.wire import (
     sampling_from_wire,
 )
 
-KEPT = ("count", "bytes", "hits", "misses", "evictions", "reused_tokens")  # of Snapshots, for whoever watches
 PIECE_S = 0.02  # text that comes faster than this is gathered into one message
 _LEFT, _BROKEN, _THREAD_DIED = 0, 2, 3
+
+
+class Answering(Protocol):
+    """What `serve` asks; made of the first message."""
+
+    @property
+    def state(self) -> Wire: ...
+    def answer(self, request: Wire, pulse: Pulse, say: Gathered) -> Wire: ...
+    def rest(self, inbox: Inbox) -> None: ...
 
 
 class Worker:
     """Answers one request at a time."""
 
     def __init__(self, start: Wire) -> None:
-        path, n_ctx = Path(start["path"]), int(start["n_ctx"])
-        self._engine = Engine(path, n_ctx)
-        self._snapshots = Snapshots(int(start["snapshots"]), identity=f"{path}:{n_ctx}:{start['stop']!r}")
+        path, file = Path(start["path"]), int(start["file"])
+        there = source(file, path)
+        self._engine = Engine(path, int(start["n_ctx"]), there)
+        check_same(path, tuple(start["mark"]), mark(there))
+        os.close(file)  # the weights are mapped
+        identity = Identity(start["identity"], self._engine.context, start["template"])
+        self._snapshots = Snapshots(int(start["snapshots"]), identity)
         self._generator = Generator(self._engine, tuple(start["stop"]), self._snapshots)
         self._threads = LiveThreads(self._engine, int(start["threads"]), cores())
         self._operations: dict[str, Callable[[Wire, Pulse, Gathered], object]] = {
@@ -66,8 +79,7 @@ class Worker:
     @property
     def state(self) -> Wire:
         """What a parent may want to show, beside an answer."""
-        kept = {name: getattr(self._snapshots, name) for name in KEPT}
-        return {"threads": asdict(self._threads.counts), "snapshots": kept}
+        return {"threads": asdict(self._threads.counts), "snapshots": asdict(self._snapshots.counts)}
 
     def answer(self, request: Wire, pulse: Pulse, say: Gathered) -> Wire:
         try:
@@ -190,7 +202,7 @@ def _seconds(message: Wire) -> float:
     return float(seconds)
 
 
-def serve(channel: Channel, make: Callable[[Wire], Worker] = Worker) -> None:
+def serve(channel: Channel, make: Callable[[Wire], Answering] = Worker) -> None:
     """The first message says which model; then one answer per request."""
     inbox = Inbox(channel)
     start, pulse = inbox.take()
@@ -209,7 +221,7 @@ def serve(channel: Channel, make: Callable[[Wire], Worker] = Worker) -> None:
         worker.rest(inbox)
 
 
-def _answer(channel: Channel, inbox: Inbox, beats: Beats, worker: Worker) -> None:
+def _answer(channel: Channel, inbox: Inbox, beats: Beats, worker: Answering) -> None:
     request, pulse = inbox.take()
     number = request["id"]
     with beats.during(number, pulse):

@@ -31,7 +31,8 @@ class Scripted:
             "leak": _leak,
             "hang": lambda n, pulse, say: threading.Event().wait() and None,
             "stop": lambda n, pulse, say: os.kill(os.getpid(), signal.SIGSTOP),
-            "die": lambda n, pulse, say: os.kill(os.getpid(), signal.SIGKILL),
+            "die": lambda n, pulse, say: signal.raise_signal(signal.SIGSEGV),
+            "killed": lambda n, pulse, say: os.kill(os.getpid(), signal.SIGKILL),  # seen from its parent: from outside
         }
 
     def answer(self, request: Wire, pulse: Pulse, say: worker.Gathered) -> Wire:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ruvllm.errors import InferenceError, OverloadedError, WorkerDiedError
@@ -81,6 +81,7 @@ def framed(body: bytes) -> bytes:
         max_size=4,
     )
 )
+@example([framed(msgpack.packb({"error": 0, "id": 0}))])  # an error without a message
 def test_whatever_a_process_sends_its_request_ends_in_an_answer_or_one_typed_error(parts: list[bytes]) -> None:
     with connected() as (connection, theirs):
         call = connection.open({"op": "generate"}, 5.0)

@@ -10,8 +10,10 @@ from inference_prompts import short_prompt
 from ruvllm.errors import InputError, OverloadedError, UnknownTierError, WorkerDiedError
 from ruvllm.inference.budget import MemoryBudget
 from ruvllm.inference.fake import FakeModel
+from ruvllm.inference.machine import repacks
 from ruvllm.inference.pool import ModelPool, SupervisedModel
-from ruvllm.inference.tiers import Ladder, Tier
+from ruvllm.inference.sizing import snapshot_bytes
+from ruvllm.inference.tiers import Ladder, Tier, load_catalogue, memory
 from ruvllm.inference.types import Generation, Sampling
 from ruvllm.settings import Settings
 
@@ -109,11 +111,29 @@ def test_a_tier_that_waits_after_deaths_says_so(tiers: dict[str, Tier]) -> None:
     assert "next start in 1 s" in model.state.detail
 
 
+def _needs(tier: Tier, settings: Settings) -> int:
+    """MiB: the process, what llama.cpp rearranges here, and the prompt states that it may keep."""
+    return -(-memory(tier, settings.n_ctx, repacks()) // 2**20) + settings.snapshots_mb
+
+
+def test_kept_states_count_in_what_a_model_is_expected_to_take(tiers: dict[str, Tier], settings: Settings) -> None:
+    """For a shape that is known, the two states that a nested question holds at once too."""
+    known = load_catalogue()["lfm2"][0]
+    assert known.shape is not None
+    for tier, held in ((tiers["chat"], 0), (known, 2 * snapshot_bytes(known.shape, settings.n_ctx))):
+        ladder = Ladder("some", (tier,), "")
+        keeping, not_keeping = (
+            ModelPool(replace(settings, snapshots_mb=mb), ladder, start=Starts()).model(0).memory for mb in (100, 0)
+        )
+        assert keeping - not_keeping == 100 * 2**20
+        assert not_keeping == memory(tier, settings.n_ctx, repacks()) + held
+
+
 def test_a_tier_over_the_models_memory_leaves_the_other_tiers_answering(
     tiers: dict[str, Tier], settings: Settings
 ) -> None:
     ladder = Ladder("packaged", (tiers["chat"], tiers["few-shot"]), "")
-    small = replace(settings, models_memory_mb=tiers["chat"].memory_mb + 1)
+    small = replace(settings, models_memory_mb=_needs(tiers["chat"], settings) + 1)
     with ModelPool(small, ladder, start=Starts(0, 0)) as pool:
         assert pool.model(0).generate(*ASK).text == "unknown"
         with pytest.raises(OverloadedError, match="raise RUVLLM_MODELS_MEMORY_MB"):
@@ -132,8 +152,8 @@ def test_a_stream_through_the_pool_is_the_answer(tiers: dict[str, Tier], setting
 
 def test_warming_loads_what_fits_together_and_throws_nobody_out(tiers: dict[str, Tier], settings: Settings) -> None:
     ladder = Ladder("packaged", (tiers["chat"], tiers["few-shot"]), "")
-    for room, loaded in ((1, [True, False]), (1 + tiers["few-shot"].memory_mb, [True, True])):
-        within = replace(settings, models_memory_mb=tiers["chat"].memory_mb + room)
+    for room, loaded in ((1, [True, False]), (1 + _needs(tiers["few-shot"], settings), [True, True])):
+        within = replace(settings, models_memory_mb=_needs(tiers["chat"], settings) + room)
         with ModelPool(within, ladder, start=Starts(0, 0)) as pool:
             pool.warm()
             assert [state.ready for state in pool.states] == loaded

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ruvllm.inference.snapshots import Snapshot, Snapshots
+from ruvllm.inference.snapshots import Identity, Snapshot, Snapshots
 
 MB = 2**20
 
@@ -62,9 +62,19 @@ def test_a_state_kept_again_counts_once() -> None:
     assert (snapshots.count, snapshots.bytes, _longest(snapshots, "same")) == (0, 0, None)
 
 
-def test_states_of_another_file_or_context_are_not_found() -> None:
+@pytest.mark.parametrize(
+    "another",
+    [
+        Identity("sha-2", "ctx", "t"),
+        Identity("sha-1", "ctx 2", "t"),
+        Identity("sha-1", "ctx", "u"),
+        Identity("sha-1c", "tx", "t"),  # the same characters, cut elsewhere
+        Identity("sha-1", "ctxt", ""),
+    ],
+)
+def test_states_of_another_file_context_or_template_are_not_found(another: Identity) -> None:
     """As when one process opened a second model: the same tokens, another state."""
-    one, other = Snapshots(MB, "sha-1 n_ctx 2048"), Snapshots(MB, "sha-2 n_ctx 2048")
+    one, other = Snapshots(MB, Identity("sha-1", "ctx", "t")), Snapshots(MB, another)
     one.keep(_snapshot("prompt"))
     other._kept.update(one._kept)
     other._lengths.update(one._lengths)

@@ -26,6 +26,7 @@ from ruvllm.errors import (
     WorkerDiedError,
 )
 from ruvllm.inference.llama_cpp import LlamaWorker
+from ruvllm.inference.machine import repacks
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.prompt import build
 from ruvllm.inference.tiers import Ladder, Tier
@@ -166,7 +167,7 @@ def test_a_killed_process_is_noticed_at_once_and_replaced(
             os.kill(workers[0].pid, signal.SIGKILL)
             assert answer.result(30).completion_tokens > 0
         assert len(workers) == 2
-        with pytest.raises(WorkerDiedError, match=r"ended \(SIGKILL\); the log is"):
+        with pytest.raises(WorkerDiedError, match=r"ended \(SIGKILL, .*\); the log is"):
             workers[0].count_tokens(["x"])
     assert not workers[1].alive
 
@@ -230,8 +231,9 @@ def test_the_child_sees_no_secret(
 
 
 def test_the_resident_set_holds_no_scores_of_every_token(few_shot_worker: LlamaWorker) -> None:
-    """n_batch x n_vocab floats would be 512 MiB for Gemma alone."""
-    assert psutil.Process(few_shot_worker.pid).memory_info().rss < 560 * 2**20
+    """n_batch x n_vocab floats would be 512 MiB for Gemma alone; what AMX rearranges is 213."""
+    most = 560 + (220 if repacks() == "quantised" else 0)
+    assert psutil.Process(few_shot_worker.pid).memory_info().rss < most * 2**20
 
 
 def test_a_memory_limit_that_a_model_outgrows_ends_it_with_an_error_and_the_next_one_answers(

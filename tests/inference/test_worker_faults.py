@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ def start(tiers: dict[str, Tier], settings: Settings) -> Iterator[Start]:
 
     def started(patience: Patience | None = None, **changes: object) -> LlamaWorker:
         own = replace(settings, **changes)  # type: ignore[arg-type]
-        workers.append(LlamaWorker(tiers["chat"], Path("none"), own, 1, patience, SCRIPT))
+        workers.append(LlamaWorker(tiers["chat"], Path(os.devnull), own, 1, patience, SCRIPT))
         return workers[-1]
 
     yield started
@@ -123,7 +124,8 @@ def test_a_cancelled_request_says_so_to_whoever_still_reads(start: Start) -> Non
     [
         ("stop", WorkerDiedError, "no sign of life for 2 s"),
         ("hang", WorkerDiedError, "no step of work for 3 s"),
-        ("die", WorkerDiedError, r"ended \(SIGKILL\); the log is"),
+        ("die", WorkerDiedError, r"ended \(SIGSEGV\); the log is"),
+        ("killed", WorkerDiedError, r"ended \(SIGKILL, .*\); the log is"),
     ],
 )
 def test_a_process_that_is_lost_is_found_ended_and_named(
@@ -133,6 +135,7 @@ def test_a_process_that_is_lost_is_found_ended_and_named(
     with pytest.raises(error, match=words) as caught:
         say(worker, what)
     assert caught.value.working  # type: ignore[attr-defined]
+    assert caught.value.external == (what == "killed")  # type: ignore[attr-defined]
     assert not worker.alive
     assert not psutil.pid_exists(worker.pid)
     with pytest.raises(WorkerDiedError) as later:
@@ -208,7 +211,7 @@ def test_a_prompt_that_killed_twice_is_refused_and_others_are_not(start: Start, 
 
     clock = Clock()
     model = SupervisedModel(tiers["chat"], count, clock)
-    with pytest.raises(WorkerDiedError, match="SIGKILL"):
+    with pytest.raises(WorkerDiedError, match="SIGSEGV"):
         say(model, "die")
     clock.now = 10.0
     with pytest.raises(QuarantinedError, match="died of it 2 times; it is refused for another 590 s"):
@@ -219,6 +222,52 @@ def test_a_prompt_that_killed_twice_is_refused_and_others_are_not(start: Start, 
     with pytest.raises(QuarantinedError, match="3 times"):  # lifted for one more try, which was one too many
         say(model, "die")
     assert len(made) == 3
+    model.close()
+
+
+def test_a_prompt_is_not_blamed_for_what_ended_its_process_from_outside(start: Start, tiers: dict[str, Tier]) -> None:
+    """An operator's SIGKILL, or the kernel's for want of memory: the same question is let in as often as asked."""
+    clock = Clock()
+    model = SupervisedModel(tiers["chat"], lambda tier: start(), clock)
+    for _ in range(2):
+        clock.now += 1000.0  # past the wait for the next start
+        with pytest.raises(WorkerDiedError, match=r"SIGKILL|next start in 2 s"):
+            say(model, "killed")
+    assert (model.state.quarantined, model.state.restarts) == (0, 3)
+    model.close()
+
+
+def test_another_thread_takes_a_stream_back_and_its_reader_hears_of_it(start: Start, tiers: dict[str, Tier]) -> None:
+    model = SupervisedModel(tiers["chat"], lambda tier: start())
+    stream = model.stream(short_prompt("tick"), Sampling(), LONG)
+    pieces = iter(stream)
+    next(pieces)
+    other = threading.Thread(target=lambda: [stream.cancel() for _ in range(3)])
+    other.start()
+    with pytest.raises(CancelledError):
+        list(pieces)
+    other.join()
+    assert model.busy == 0
+    assert say(model, "say 1") == "say 1"
+    stream.cancel()  # of what is over
+    assert say(model, "say 1") == "say 1"
+    model.close()
+
+
+def test_a_cancelled_stream_is_not_tried_again_when_its_process_dies(start: Start, tiers: dict[str, Tier]) -> None:
+    made: list[LlamaWorker] = []
+
+    def count(tier: Tier) -> LlamaWorker:
+        made.append(start())
+        return made[-1]
+
+    model = SupervisedModel(tiers["chat"], count)
+    stream = model.stream(short_prompt("hang"), Sampling(), LONG)
+    stream.cancel()
+    os.kill(made[0].pid, signal.SIGKILL)
+    with pytest.raises(CancelledError, match="its model's process was lost meanwhile"):
+        list(stream)
+    assert (len(made), model.busy) == (1, 0)
     model.close()
 
 
