@@ -17,6 +17,8 @@ from typing import Any
 import llama_cpp.llama_cpp as api
 import numpy as np
 
+from ruvllm.inference.engine import extra_buffers
+
 _BATCH = 512
 _quiet = api.llama_log_callback(lambda *_: None)  # ctypes keeps no reference of its own
 
@@ -28,7 +30,7 @@ class Loop:
         api.llama_log_set(_quiet, ctypes.c_void_p(0))
         api.llama_backend_init()
         params = api.llama_model_default_params()
-        params.use_extra_bufts = b"AMX_INT8 = 1" not in api.llama_print_system_info()  # see ruvllm/inference/engine.py
+        params.use_extra_bufts = extra_buffers(api)
         self.model: Any = api.llama_model_load_from_file(path.encode(), params)
         self.n_vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         wanted = api.llama_context_default_params()

@@ -1,7 +1,11 @@
 """How fast the tiers answer here, at their true shapes with random weights, and our worker beside the library's loop.
 
-    python -m pytest -m benchmark tests/benchmarks/inference/test_latency.py --keep FOLDER \
-        --shapes 350m,700m,1.2b,2.6b --quantisations Q4_0 --rounds 5
+    python -m pytest -m benchmark tests/benchmarks/inference/test_latency.py --keep FOLDER -s \
+        --shapes 350m,700m,1.2b,2.6b --quantisations Q4_0,Q4_K_M,Q5_K_M,Q8_0,F16 --rounds 3
+    python -m tests.benchmarks.inference.latency_page FOLDER docs/latency.md
+
+Every tier at Q4_0; the 350M and the 2.6B at the other quantisations too, with a prompt of 512 tokens. Every cell is
+kept in FOLDER/cells, so a killed run goes on where it was; `-s` shows how long the rest will take.
 
 Speed and memory do not depend on the values of the weights, so the files are made here (ruvllm.inference.blank); how
 good the answers are cannot be measured so. A first token is a request of one token, from call to return, through the
@@ -16,41 +20,46 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from ruvllm.inference.blank import write_gguf
+from ruvllm.inference.deadlines import AROUND
 from ruvllm.inference.llama_cpp import LlamaWorker
 from ruvllm.inference.shapes import find_shape
 from ruvllm.inference.tiers import Tier, load_catalogue
-from ruvllm.inference.types import Prompt, Sampling, Segment
+from ruvllm.inference.types import BINS, Prompt, Sampling, Segment
 from ruvllm.settings import Settings, load_settings
-from tests.benchmarks.memory.report import Report, conditions
+from tests.benchmarks.inference import cells
+from tests.benchmarks.inference.cells import Cells, Name
 
 pytestmark = pytest.mark.benchmark
 SUFFIX, ANSWER = 48, 16  # tokens
-PROMPTS = (64, 256, 512, 1024, 2048)
+BIN_ANSWER = 48  # tokens of an answer to a question with a whole context bin
 N_CTX = 4096 + 256
 PATIENCE_S = 3600.0
-GOAL_FIRST_S, GOAL_ANSWER_S = 0.2, 0.5  # of 350M Q4_0 with a restored prefix and 2 threads, on an idle machine
-GOAL_OVERHEAD = 1.05  # of our worker beside the raw loop
+_LOADS_S = 5.0  # for the estimate of a run: a start of a worker, and of the raw loop
 
 
 @dataclass(frozen=True)
 class Case:
     """One file with one number of threads."""
 
+    shape: str
     tier: Tier
     path: Path
     threads: int
 
     @property
-    def name(self) -> str:
-        return f"{self.tier.name} {self.tier.quantisation}"
+    def name(self) -> Name:
+        return (self.tier.name, self.tier.quantisation, self.threads)
 
 
 @pytest.fixture(scope="module")
@@ -60,37 +69,49 @@ def keep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
+def kept(request: pytest.FixtureRequest, keep: Path) -> Cells:
+    return Cells(keep / "cells", request.config.getoption("--rounds"))
+
+
+@pytest.fixture(scope="module")
 def settings(keep: Path) -> Settings:
     return load_settings(state_dir=keep / "state", n_ctx=N_CTX, deadline_s=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
 def cases(request: pytest.FixtureRequest, keep: Path) -> list[Case]:
-    shapes = request.config.getoption("--shapes").split(",")
-    kinds = request.config.getoption("--quantisations").split(",")
+    option = request.config.getoption
+    pairs = cells.models(option("--shapes").split(","), option("--quantisations").split(","))
     threads = sorted({1, min(2, os.cpu_count() or 1)})
-    return [Case(*_made(shape, kind, keep), count) for shape in shapes for kind in kinds for count in threads]
+    return [Case(shape, *_named(shape, kind, keep), count) for shape, kind in pairs for count in threads]
 
 
-def _made(shape: str, quantisation: str, keep: Path) -> tuple[Tier, Path]:
-    """A blank file at the tier's true shape; the catalogue's entry says the rest."""
+def _named(shape: str, quantisation: str, keep: Path) -> tuple[Tier, Path]:
     named = find_shape(shape)
     like = next(t for t in load_catalogue()["lfm2"] if t.name == named.name and t.quantisation == quantisation)
     path = keep / f"blank-{named.name}-{quantisation}.gguf"
-    if not path.is_file():
-        keep.mkdir(parents=True, exist_ok=True)
-        write_gguf(path, named, quantisation=quantisation)
     return replace(like, file=path.name), path
 
 
-@pytest.fixture(scope="module")
-def report(request: pytest.FixtureRequest, keep: Path) -> Report:
-    option = request.config.getoption
-    name = f"latency-{option('--shapes')}-{option('--quantisations')}".replace(",", "+")
-    made = Report(name, Path(option("--out") or keep / "results"))
-    words = (w if "/" not in w or w.startswith("tests/") else "FOLDER" for w in sys.argv[1:])
-    made.conditions = conditions(rounds=option("--rounds"), command=f"python -m pytest {' '.join(words)}")
-    return made
+@contextmanager
+def _worker(case: Case, settings: Settings) -> Iterator[LlamaWorker]:
+    """On a blank file at the tier's true shape, made where it is not there yet."""
+    if not case.path.is_file():
+        case.path.parent.mkdir(parents=True, exist_ok=True)
+        write_gguf(case.path, find_shape(case.shape), quantisation=case.tier.quantisation)
+    with LlamaWorker(case.tier, case.path, settings, case.threads) as worker:
+        yield worker
+
+
+def _say_how_long(what: str, kept: Cells, wanted: list[tuple[Name, Case, int, int]]) -> None:
+    """`wanted`: name, case, and the tokens of prompts and answers that the cell takes."""
+    missing = [entry for entry in wanted if kept.missing(entry[0])]
+    seconds = sum(
+        cells.estimate_s(case.shape, case.tier.quantisation, prefill, decode, case.threads)
+        for _, case, prefill, decode in missing
+    )
+    seconds += _LOADS_S * len({case.name for _, case, _, _ in missing})
+    print(f"\n{what}: {len(missing)} of {len(wanted)} cells to measure, {cells.told(seconds)}", flush=True)
 
 
 # -- the worker beside the library
@@ -123,56 +144,47 @@ class Raw:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()  # closes its pipes too
 
 
-def test_our_worker_beside_the_librarys_loop(
-    cases: list[Case], settings: Settings, report: Report, request: pytest.FixtureRequest
-) -> None:
+def test_our_worker_beside_the_librarys_loop(cases: list[Case], settings: Settings, kept: Cells) -> None:
     """In turn, so that a busy machine slows both alike; the ratio is the median of the rounds' own."""
-    rounds, rows = request.config.getoption("--rounds"), []
-    for case in cases:
-        began = time.perf_counter()
-        with LlamaWorker(case.tier, case.path, settings, case.threads) as worker:
-            loaded_s, after_load = time.perf_counter() - began, _rss(worker.pid)
-            text, raw = Text(worker), Raw(case)
-            ours, theirs = [], []
-            for turn in range(rounds + 1):  # the first warms the file's pages
-                theirs.append(raw.run(512, 32))
-                made = worker.generate(text.prompt(512, 0, turn), _asking(33), PATIENCE_S)
-                ours.append((made.prefill_s, made.decode_s))
-            raw.close()
-            at_work = _rss(worker.pid)
-        rows.append(_beside(case, loaded_s, after_load, at_work, np.array(ours[1:]), np.array(theirs[1:])))
-        worst = max(rows[-1][-2:])
-        report.target(
-            f"worker beside the raw loop, {case.name}, {case.threads} threads", "<= 1.05 x",
-            f"prefill {rows[-1][-2]:.3f} x, decode {rows[-1][-1]:.3f} x", worst <= GOAL_OVERHEAD,
-        )  # fmt: skip
-    report.table(
-        f"Load, memory and tokens a second, prompt 512, answer 32, N = {rounds}",
-        ("model", "threads", "file MB", "load s", "RSS MB", "of which its own", "RSS MB at work", "prefill/s",
-         "decode/s", "raw prefill/s", "raw decode/s", "prefill time / raw", "decode time / raw"),
-        rows,
-        "Prefill and decode: medians. `raw`: the same file, threads and context in llama.cpp's C loop without our code "
-        "(`raw_loop.py`), in turn with ours. RSS is of the worker's process; the file is mapped and counts in it, `its "
-        "own` is what is not.",
-    )  # fmt: skip
+    turns = kept.n + 1
+    wanted = [(("speed", *case.name), case, 2 * turns * 512, 2 * turns * 32) for case in cases]
+    _say_how_long("worker beside the raw loop", kept, wanted)
+    for name, case, _, _ in wanted:
+        kept.of(name, lambda case=case: _beside(case, settings, kept.n))
 
 
-def _beside(
-    case: Case, loaded_s: float, after_load: tuple[float, float], at_work: tuple[float, float],
-    ours: np.ndarray, theirs: np.ndarray,
-) -> tuple[str | int | float, ...]:  # fmt: skip
-    prefill, decode = np.median(ours, axis=0)
-    raw_prefill, raw_decode = np.median(theirs, axis=0)
-    ratios = np.median(ours / theirs, axis=0)
-    size = case.path.stat().st_size / 1e6
-    return (
-        case.name, case.threads, round(size), round(loaded_s, 2), round(after_load[0]), round(after_load[1]),
-        round(at_work[0]), float(512 / prefill), float(32 / decode), float(512 / raw_prefill), float(32 / raw_decode),
-        round(float(ratios[0]), 3), round(float(ratios[1]), 3),
-    )  # fmt: skip
+def _beside(case: Case, settings: Settings, rounds: int) -> dict[str, Any]:
+    began = time.perf_counter()
+    with _worker(case, settings) as worker:
+        loaded_s, after_load = time.perf_counter() - began, _rss(worker.pid)
+        text, raw = Text(worker), Raw(case)
+        ours, theirs = [], []
+        for turn in range(rounds + 1):  # the first warms the file's pages
+            theirs.append(raw.run(512, 32))
+            made = worker.generate(text.prompt(512, 0, turn), _asking(33), PATIENCE_S)
+            ours.append((made.prefill_s / made.prompt_tokens, made.decode_s / (made.completion_tokens - 1)))
+        raw.close()
+        at_work = _rss(worker.pid)
+    mine, library = np.array(ours[1:]), np.array(theirs[1:]) / [512, 32]  # (rounds, 2) seconds a token
+    prefill, decode = np.median(mine, axis=0)
+    raw_prefill, raw_decode = np.median(library, axis=0)
+    ratios = np.median(mine / library, axis=0)
+    return {
+        "file_mb": case.path.stat().st_size / 1e6,
+        "loaded_s": loaded_s,
+        "rss_mb": after_load[0],
+        "own_mb": after_load[1],
+        "work_mb": at_work[0],
+        "prefill_per_s": 1 / prefill,
+        "decode_per_s": 1 / decode,
+        "raw_prefill_per_s": 1 / raw_prefill,
+        "raw_decode_per_s": 1 / raw_decode,
+        "prefill_ratio": float(ratios[0]),
+        "decode_ratio": float(ratios[1]),
+    }
 
 
 def _rss(pid: int) -> tuple[float, float]:
@@ -204,53 +216,83 @@ def _asking(tokens: int) -> Sampling:
     return Sampling(max_tokens=tokens)
 
 
-def test_first_token_and_answer(
-    cases: list[Case], settings: Settings, report: Report, request: pytest.FixtureRequest
-) -> None:
-    rounds, rows = request.config.getoption("--rounds"), []
+def test_first_token_and_answer(cases: list[Case], settings: Settings, kept: Cells) -> None:
+    wanted = [
+        (("first", *case.name, tokens, how), case, *_taken(tokens, how, kept.n))
+        for case in cases
+        for tokens in cells.prompts(case.tier.quantisation)
+        for how in ("whole", "restored")
+    ]
+    _say_how_long("first token and answer", kept, wanted)
     for case in cases:
-        with LlamaWorker(case.tier, case.path, settings, case.threads) as worker:
-            text = Text(worker)
-            for tokens in PROMPTS:
-                for kept in (0, tokens - SUFFIX):
-                    rows.append(_timed(case, worker, text, tokens, kept, rounds))
-                    report.tables = [table for table in report.tables if "First token" not in table.title]
-                    report.table(f"First token and an answer of {ANSWER} tokens, N = {rounds}", COLUMNS, rows, NOTE)
-    _goals(report, rows)
+        own = [name for name, other, _, _ in wanted if other is case]
+        _measured(case, settings, kept, own, _timed)
 
 
-COLUMNS = (
-    "model", "threads", "prompt tokens", "of these restored", "first token ms", "answer ms", "answer p99 or max ms",
-    "load",
-)  # fmt: skip
-NOTE = "Medians, from the caller's side of the worker's socket. `restored`: as the worker counts cached tokens."
+def _taken(tokens: int, how: str, rounds: int) -> tuple[int, int]:
+    """Tokens of prompts and of answers."""
+    return tokens + 2 * rounds * (tokens if how == "whole" else SUFFIX), rounds * (ANSWER + 1)
 
 
-def _timed(
-    case: Case, worker: LlamaWorker, text: Text, tokens: int, kept: int, rounds: int
-) -> tuple[str | int | float, ...]:
-    worker.generate(text.prompt(tokens, kept, 10_000 + tokens), _asking(1), PATIENCE_S)  # keeps the static part
-    first, whole, cached, asked = [], [], 0, 0
+Measure = Callable[[Case, LlamaWorker, Text, Name, int], dict[str, Any]]
+
+
+def _measured(case: Case, settings: Settings, kept: Cells, names: list[Name], measure: Measure) -> None:
+    """All cells of one file, with one start of its worker; none where nothing is missing."""
+    missing = [name for name in names if kept.missing(name)]
+    if not missing:
+        return
+    with _worker(case, settings) as worker:
+        text = Text(worker)
+        for name in missing:
+            kept.of(name, lambda name=name: measure(case, worker, text, name, kept.n))
+
+
+def _timed(case: Case, worker: LlamaWorker, text: Text, name: Name, rounds: int) -> dict[str, Any]:
+    tokens, how = int(name[-2]), name[-1]
+    held = tokens - SUFFIX if how == "restored" else 0
+    worker.generate(text.prompt(tokens, held, 10_000 + tokens), _asking(1), PATIENCE_S)  # keeps the static part
+    first, whole, made = [], [], None
     for turn in range(rounds):
         began = time.perf_counter()
-        worker.generate(text.prompt(tokens, kept, 100 + turn), _asking(1), PATIENCE_S)
+        worker.generate(text.prompt(tokens, held, 100 + turn), _asking(1), PATIENCE_S)
         first.append(time.perf_counter() - began)
         began = time.perf_counter()
-        made = worker.generate(text.prompt(tokens, kept, 5000 + turn), _asking(ANSWER), PATIENCE_S)
+        made = worker.generate(text.prompt(tokens, held, 5000 + turn), _asking(ANSWER), PATIENCE_S)
         seconds = time.perf_counter() - began
         whole.append(seconds + made.decode_s * (ANSWER / made.completion_tokens - 1))  # a stop came early: as if not
-        cached, asked = made.cached_tokens, made.prompt_tokens
-    return (
-        case.name, case.threads, asked, cached, float(np.median(first) * 1e3), float(np.median(whole) * 1e3),
-        float(max(whole) * 1e3), round(os.getloadavg()[0], 1),
-    )  # fmt: skip
+    assert made is not None
+    return {
+        "prompt_tokens": made.prompt_tokens,
+        "cached_tokens": made.cached_tokens,
+        "first_ms": float(np.median(first) * 1e3),
+        "answer_ms": float(np.median(whole) * 1e3),
+        "slowest_ms": float(max(whole) * 1e3),
+    }
 
 
-def _goals(report: Report, rows: list[tuple[str | int | float, ...]]) -> None:
-    """350M at Q4_0, 2 threads, restored prefix: the first token within 200 ms, 16 tokens within 500."""
-    for row in rows:
-        if row[0] == "lfm2-350m Q4_0" and row[1] == 2 and row[3]:
-            first, whole = float(row[4]), float(row[5])
-            what = f"350M Q4_0, 2 threads, {row[3]:,} of {row[2]:,} tokens restored"
-            report.target(f"{what}: first token", "<= 200 ms", f"{first:.0f} ms", first <= GOAL_FIRST_S * 1e3)
-            report.target(f"{what}: {ANSWER} tokens", "<= 500 ms", f"{whole:.0f} ms", whole <= GOAL_ANSWER_S * 1e3)
+# -- a question with a whole context bin, nothing of it kept
+
+
+def test_every_context_bin_uncached(cases: list[Case], settings: Settings, kept: Cells) -> None:
+    """A bin's tokens of context and what frames a question, then an answer of 48 tokens; the static part is kept."""
+    own = [case for case in cases if case.tier.quantisation == "Q4_0"]
+    wanted = [
+        (("bin", *case.name, context), case, kept.n * (context + AROUND), kept.n * BIN_ANSWER)
+        for case in own
+        for context in BINS
+    ]
+    _say_how_long("context bins, uncached", kept, wanted)
+    for case in own:
+        _measured(case, settings, kept, [name for name, other, _, _ in wanted if other is case], _one_bin)
+
+
+def _one_bin(case: Case, worker: LlamaWorker, text: Text, name: Name, rounds: int) -> dict[str, Any]:
+    context, seconds, made = int(name[-1]), [], None
+    for turn in range(rounds):
+        began = time.perf_counter()
+        made = worker.generate(text.prompt(context + AROUND, 0, 700 + turn), _asking(BIN_ANSWER), PATIENCE_S)
+        took = time.perf_counter() - began
+        seconds.append(took + made.decode_s * (BIN_ANSWER / made.completion_tokens - 1))
+    assert made is not None
+    return {"prompt_tokens": made.prompt_tokens, "answer_ms": float(np.median(seconds) * 1e3)}
