@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from ruvllm.errors import LearningError
 from ruvllm.router.decision import N_BINS, N_TIERS
+from ruvllm.router.features import domains_of
 from ruvllm.router.layout import LAYOUT, N_CLUSTERS, N_COMPONENTS, N_FEATURES
+from ruvllm.router.past import as_a_stream
 from ruvllm.router.transforms import Transforms, apply_transforms, fit_transforms
 
 Array = NDArray[np.float32]
@@ -84,6 +86,15 @@ class Snapshot:
     def test(self) -> Rows:
         return np.flatnonzero(self.split == 1)
 
+    @cached_property
+    def past(self) -> NDArray[np.float64]:
+        """(n, 16): the places of historical accuracy, the rows played as a stream in their order; 0 without vectors."""
+        if self.embedding is None:
+            return np.zeros((len(self.keys), LAYOUT.by_name["historical_accuracy"].size))
+        ran = np.isfinite(self.quality).sum(axis=2)  # (n, 4)
+        mean = np.where(ran > 0, np.nansum(self.quality, axis=2) / np.maximum(ran, 1), np.nan)
+        return as_a_stream(self.embedding, mean.astype(np.float64), domains_of(self.features), self.split == 1)
+
     def require_training(self) -> None:
         """Do nothing where there is enough to train on.
 
@@ -131,13 +142,16 @@ def fit_feature_transforms(snapshot: Snapshot, seed: int) -> Transforms | None:
 def features_for(snapshot: Snapshot, transforms: Transforms | None) -> Array:
     """(n, 128): the features as a router with these transforms sees them when it serves.
 
-    The stored ones hold what the transforms of that day gave, which need not be this router's.
+    The stored ones hold what the transforms of that day gave, which need not be this router's, and what was known of
+    earlier outcomes on that day; both are made anew, the outcomes as a stream without a look ahead (router/past.py).
     """
     if transforms is not None and snapshot.embedding is not None:
-        return apply_transforms(snapshot.features, snapshot.embedding, transforms)
-    features = snapshot.features.copy()
-    features[:, LAYOUT["principal_components"]] = 0.0
-    features[:, LAYOUT["cluster_assignment"]] = 0.0
+        features = apply_transforms(snapshot.features, snapshot.embedding, transforms)
+    else:
+        features = snapshot.features.copy()
+        features[:, LAYOUT["principal_components"]] = 0.0
+        features[:, LAYOUT["cluster_assignment"]] = 0.0
+    features[:, LAYOUT["historical_accuracy"]] = snapshot.past
     return features
 
 

@@ -7,7 +7,7 @@ features move together, because half of a one-hot means nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,3 +113,22 @@ def _ranks(features: Array) -> NDArray[np.float64]:
 def summary(places: Mapping[str, Any], flagged: list[Flag]) -> dict[str, Any]:
     """What report.json holds of it."""
     return {"places": dict(places), "flags": [vars(flag) for flag in flagged]}
+
+
+def table(report: Mapping[str, Any], most: int = 12) -> list[str]:
+    """Lines of Markdown of what `summary` made: the places worth most, then the flagged features by kind."""
+    ranked = sorted(report["places"].items(), key=lambda item: -abs(item[1]["lost"]))
+    lines = ["| place | utility lost | standard error | decisions changed |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {got['lost']:+.4f} | {got['error']:.4f} | {got['changed']:.1%} |" for name, got in ranked[:most]
+    ]
+    without = sum(got["changed"] == 0 for got in report["places"].values())
+    lines += ["", f"{without} of {len(report['places'])} places change no decision on the held-out questions."]
+    return lines + _flag_lines(report["flags"])
+
+
+def _flag_lines(flagged: Sequence[Mapping[str, str]]) -> list[str]:
+    """Constant features in one line, those that tell something that they should not know each in one of its own."""
+    constant = [flag["feature"] for flag in flagged if flag["kind"] == "constant"]
+    lines = [f"Constant, {len(constant)} of the 128: {', '.join(constant)}."] if constant else []
+    return lines + [f"**{flag['feature']}** {flag['why']}." for flag in flagged if flag["kind"] != "constant"]

@@ -18,6 +18,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ruvllm.router.shipped import fingerprint
+
 LANGUAGES = ("english", "spanish", "french", "german", "italian", "portuguese", "russian", "chinese")
 QUERY_TYPES = ("factual", "reasoning", "creative", "procedural", "comparison", "conversational")
 DOMAINS = (
@@ -31,6 +33,20 @@ N_COMPONENTS = 8
 N_CLUSTERS = 4
 N_SHELLS = 16
 N_COHERENCE = 24
+N_HISTORY_TIERS = 4
+
+# The 16 places of historical accuracy: by tier, smallest first, and four that say how much stands behind them.
+HISTORY = (
+    *(f"{what}.tier{tier + 1}" for what in ("neighbours", "duplicates", "domain") for tier in range(N_HISTORY_TIERS)),
+    "nearest", "duplicate_weight", "domain_count", "seen",
+)  # fmt: skip
+_HISTORY = (
+    "by tier (1 + 9 mean quality) / 10 of: the 40 nearest of the latest 2048 earlier questions, shrunk by 10 towards"
+    " the tier's mean; those of cosine over 0.85, weighted by what lies over it; the latest answers of its domain."
+    " nearest: (1 + 9 cosine) / 10; duplicate_weight: w / (1 + w); domain_count, seen: log1p(n) / log1p(4096)."
+    " Means of fewer than 5 outcomes, and all without a record: 0, unknown"
+)
+_CLASSIFIED = f"shares by the classifiers of the embedding's encoder ({fingerprint()}); all 0: it has none"
 
 
 @dataclass(frozen=True)
@@ -110,9 +126,9 @@ _GROUPS: Mapping[int, tuple[_Spec, ...]] = {
         _Spec(
             "language_id", 8, 0, 1, "one-hot by py3langid, eight and nine others; all 0: none of the eight", LANGUAGES
         ),
-        _Spec("domain_encoding", 16, 0, 1, "mean of keyword shares and similarity-weighted hit shares", DOMAINS),
+        _Spec("domain_encoding", 16, 0, 1, _CLASSIFIED, DOMAINS),
         _Spec("user_frequency", 1, 0, 1, "log1p(1 + the user's requests of the last day) / log1p(1001); 0: unknown"),
-        _Spec("query_type", 6, 0, 1, "shares of the word rules that fired; all 0: none did", QUERY_TYPES),
+        _Spec("query_type", 6, 0, 1, _CLASSIFIED, QUERY_TYPES),
     ),
     32: (
         _Spec("l2_norm", 1, 0, 2, "norm of the vector as given; 1 from an adapter that normalises"),
@@ -144,7 +160,7 @@ _GROUPS: Mapping[int, tuple[_Spec, ...]] = {
         _Spec("memory_available", 1, 0, 1, "log1p(0.01 + GB) / log1p(1024.01); 0: unknown"),
         _Spec("battery_level", 1, 0, 1, "(1 + 9 charge) / 10; 1 on mains; 0: unknown"),
         _Spec("concurrent_requests", 1, 0, 1, "log1p(requests in flight, this one too) / log1p(64); 0: unknown"),
-        _Spec("historical_accuracy", 16, 0, 1, "(1 + 9 mean quality of 30 days) / 10, by domain; 0: unknown", DOMAINS),
+        _Spec("historical_accuracy", 16, 0, 1, _HISTORY, HISTORY),
         _Spec("session_turn", 1, 0, 1, "spare: log of the turn, 1 -> 0 and 64 -> 1"),
         _Spec("queue_depth", 1, 0, 1, "spare: log1p(waiting requests) / log1p(64)"),
         _Spec("hour_sine", 1, -1, 1, "spare: of the local hour; both 0: unknown"),

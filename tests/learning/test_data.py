@@ -131,3 +131,15 @@ def test_the_digest_is_of_the_arrays_and_not_of_the_file(arrays, tmp_path: Path)
     files = [hashlib.sha256((tmp_path / name).read_bytes()).digest() for name in ("1.npz", "2.npz")]
     assert files[0] != files[1]
     assert one.digest == two.digest
+
+
+def test_history_is_that_of_earlier_rows_and_a_held_out_outcome_reaches_no_row_that_trains(arrays, tmp_path: Path):
+    places = LAYOUT["historical_accuracy"]
+    before = features_for(write_fake_snapshot(tmp_path / "a.npz", arrays), None)[:, places]
+    assert not before[0].any()  # nothing was earlier
+    assert before[20].any()
+    held_out = arrays["split"] == 1
+    arrays["quality"][held_out] = 1 - arrays["quality"][held_out]
+    after = features_for(write_fake_snapshot(tmp_path / "b.npz", arrays), None)[:, places]
+    np.testing.assert_array_equal(before[~held_out], after[~held_out])
+    assert (before[held_out] != after[held_out]).any()  # a later held-out question sees an earlier one's

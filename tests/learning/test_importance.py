@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ruvllm.learning.importance import flags, place_importance
+from ruvllm.learning.importance import flags, place_importance, summary, table
 from ruvllm.router.layout import LAYOUT, N_FEATURES
 
 N = 200
@@ -90,3 +90,17 @@ def test_a_class_of_few_rows_is_no_evidence():
     features, label = rows(), np.arange(N) < 5
     features[:, 9] = label
     assert not named(flags(features, {"label": label}), "label")
+
+
+def test_the_table_ranks_places_and_names_what_is_flagged():
+    features = rows()
+    features[:, LAYOUT["battery_level"]] = 1.0
+    told = (np.arange(N) % 2).astype(int)
+    features[:, LAYOUT["queue_depth"]] = told[:, None] * 0.5
+    places = place_importance(features, reader(TELLS), score_against(features, TELLS), seed=1)
+    lines = table(summary(places, flags(features, {"label": told})), most=3)
+    assert lines[2].startswith("| memory_coverage | +0.")
+    assert len([line for line in lines if line.startswith("| ")]) == 1 + 3
+    assert f"{len(places) - 1} of {len(places)} places change no decision on the held-out questions." in lines
+    assert "Constant, 1 of the 128: battery_level." in lines
+    assert any(line.startswith("**queue_depth** alone tells label ") for line in lines)

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ruvllm.errors import InputError
-from ruvllm.router.features import FeatureInput, extract
-from ruvllm.router.layout import DOMAINS, LANGUAGES, LAYOUT, QUERY_TYPES
+from ruvllm.router.features import FeatureInput, domains_of, extract, extract_many
+from ruvllm.router.layout import DOMAINS, HISTORY, LANGUAGES, LAYOUT
+from ruvllm.router.past import Past, make_past
 from ruvllm.router.transforms import fit_transforms
 
 D = 16
-MAY_BE_UNKNOWN = {
-    "corpus_size", "memory_available_gb", "battery", "concurrent", "user_frequency", "historical_accuracy",
-}  # fmt: skip
+MAY_BE_UNKNOWN = {"corpus_size", "memory_available_gb", "battery", "concurrent", "user_frequency"}
 _FINITE32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -35,7 +34,6 @@ def example(question: str = "What is the capital of Chad?", k: int = 10, **chang
         embedding=rows[0],
         similarities=np.linspace(0.9, 0.3, k, dtype=np.float32),
         hit_embeddings=rows[1:],
-        hit_domains=("Geography",) * k,
         k_asked=20,
         corpus_size=5000,
         now=datetime(2026, 11, 1, 6, 0),
@@ -85,7 +83,7 @@ def test_any_finite_input_stays_within_the_ranges(
     [
         f.name
         for f in fields(FeatureInput)
-        if f.name not in ("question", "hit_domains", "device_class", "privacy_level", "now")
+        if f.name not in ("question", "encoder_id", "past", "device_class", "privacy_level", "now")
     ],
 )
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
@@ -93,9 +91,7 @@ def test_what_is_not_finite_is_named(name: str, poison: float) -> None:
     value = getattr(example(), name)
     if name in MAY_BE_UNKNOWN and math.isnan(poison):
         pytest.skip("nan says that it is unknown")
-    if name == "historical_accuracy":
-        value = [poison] * 16
-    elif isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray):
         value = value.copy()
         value.flat[-1] = poison
     else:
@@ -113,8 +109,6 @@ def test_what_is_not_finite_is_named(name: str, poison: float) -> None:
         ("embedding", np.zeros((2, 8), dtype=np.float32)),
         ("similarities", np.zeros((10, 1), dtype=np.float32)),
         ("hit_embeddings", np.zeros((9, D), dtype=np.float32)),
-        ("hit_domains", ("Geography",)),
-        ("historical_accuracy", (0.5,)),
         ("device_class", "toaster"),
         ("privacy_level", "secret"),
     ],
@@ -195,46 +189,12 @@ def test_language(question: str, expected: str | None) -> None:
     assert found.tolist() == [float(name == expected) for name in LANGUAGES]
 
 
-@pytest.mark.parametrize(
-    ("question", "expected"),
-    [
-        ("What is the population of Chad?", "factual"),
-        ("Why does ice float?", "reasoning"),
-        ("Write a poem about rivers", "creative"),
-        ("How do I install numpy?", "procedural"),
-        ("Compare Chad versus Mali", "comparison"),
-        ("Hello, thanks!", "conversational"),
-        ("And in the year before?", "conversational"),
-    ],
-)
-def test_query_type(question: str, expected: str) -> None:
-    shares = place("query_type", example(question))
-    assert shares.sum() == pytest.approx(1)
-    assert QUERY_TYPES[int(shares.argmax())] == expected
-
-
-def test_domain_is_voted_by_words_and_hits() -> None:
-    silent = "Tell me about it"
-    votes = example(silent, k=3, hit_domains=("economy", "People and Society", "Chad"))
-    votes = replace(votes, similarities=np.array([0.6, 0.3, 0.1], dtype=np.float32))
-    shares = dict(zip(DOMAINS, place("domain_encoding", votes).tolist(), strict=True))
-    assert {name: share for name, share in shares.items() if share} == pytest.approx(
-        {"economy": 0.6, "people": 0.3, "other": 0.1}
-    )
-    spoken = place("domain_encoding", example("Which python decorator caches?", k=0, hit_domains=()))
-    assert DOMAINS[int(spoken.argmax())] == "programming"
-    assert not place("domain_encoding", example(silent, k=0, hit_domains=())).any()
-
-
 def test_system_stats() -> None:
-    features = extract(
-        example(turn=8, latency_budget_s=120, queue_depth=64, device_class="edge", historical_accuracy=[0.5] * 16)
-    )
+    features = extract(example(turn=8, latency_budget_s=120, queue_depth=64, device_class="edge"))
     assert features[LAYOUT["session_turn"]] == pytest.approx(0.5)
     assert features[LAYOUT["latency_budget"]] == pytest.approx(1)
     assert features[LAYOUT["queue_depth"]] == pytest.approx(1)
     assert features[LAYOUT["device_class"]].tolist() == [1, 0, 0, 0]
-    assert features[LAYOUT["historical_accuracy"]].tolist() == pytest.approx([0.55] * 16)
     assert features[LAYOUT["hour_sine"]] == pytest.approx(1)  # six o'clock
     assert features[LAYOUT["hour_cosine"]] == pytest.approx(0, abs=1e-6)
 
@@ -253,9 +213,64 @@ def test_unknown_is_zero_and_nothing_known_is(name: str) -> None:
     assert place(UNKNOWN[name], example(**{name: least + 1}))[0] > place(UNKNOWN[name], example(**{name: least}))[0]
 
 
-def test_a_domain_without_a_record_is_not_one_that_always_failed() -> None:
-    record = [math.nan, 0.0, 1.0, *[math.nan] * 13]
-    assert place("historical_accuracy", example(historical_accuracy=record)).tolist() == pytest.approx(
-        [0, 0.1, 1, *[0] * 13]
-    )
+def past_of(n: int = 30, seed: int = 5) -> Past:
+    rng = np.random.default_rng(seed)
+    return make_past(unit_rows(n, seed), rng.random((n, 4)), rng.integers(-1, 16, n))
+
+
+def test_without_a_record_history_is_unknown_and_with_one_it_is_there() -> None:
     assert not place("historical_accuracy", example()).any()
+    past = past_of()
+    known = dict(zip(HISTORY, place("historical_accuracy", example(past=past)).tolist(), strict=True))
+    assert all(known[f"neighbours.tier{tier}"] >= 0.1 for tier in (1, 2, 3, 4))
+    assert known["domain.tier1"] == 0  # its domain is unknown
+    again = place("historical_accuracy", example(embedding=past.embedding[3], past=past))
+    found = dict(zip(HISTORY, again.tolist(), strict=True))
+    assert found["nearest"] == pytest.approx(1)
+    assert found["duplicates.tier2"] == pytest.approx((1 + 9 * past.quality[3, 1]) / 10, abs=1e-6)
+
+
+_QUESTIONS = st.builds(
+    lambda question, seed, k, turn, known, past: example(
+        question,
+        k=k,
+        embedding=unit_rows(1, seed)[0],
+        similarities=np.random.default_rng(seed).uniform(-1, 1, k).astype(np.float32),
+        turn=turn,
+        corpus_size=known,
+        past=past_of() if past else None,
+    ),
+    st.text(max_size=60),
+    st.integers(0, 10**6),
+    st.integers(0, 12),
+    st.integers(1, 100),
+    st.sampled_from([math.nan, 0.0, 1e6]),
+    st.booleans(),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(questions=st.lists(_QUESTIONS, min_size=1, max_size=7), fitted=st.booleans())
+def test_many_at_once_are_each_by_itself(questions: list[FeatureInput], fitted: bool) -> None:
+    transforms = fit_transforms(unit_rows(40), seed=0) if fitted else None
+    together = extract_many(questions, transforms)
+    alone = np.stack([extract(one, transforms) for one in questions])
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+
+
+def test_many_want_one_dimension_and_may_be_none() -> None:
+    assert extract_many([]).shape == (0, 128)
+    with pytest.raises(InputError, match=r"embedding: vectors of 8, 16 values"):
+        extract_many([example(k=0), FeatureInput("?", 1, np.ones(8, dtype=np.float32))])
+
+
+def test_a_table_of_another_encoder_is_refused() -> None:
+    other = make_past(np.eye(8, dtype=np.float32), np.ones((8, 4)), np.zeros(8, dtype=np.int64))
+    with pytest.raises(InputError, match=r"got 16 values, earlier questions have 8"):
+        extract(example(past=other))
+
+
+def test_the_likeliest_domain_is_read_where_there_is_one() -> None:
+    features = np.zeros((2, 128), dtype=np.float32)
+    features[1, LAYOUT["domain_encoding"].start + DOMAINS.index("energy")] = 0.4
+    assert domains_of(features).tolist() == [-1, DOMAINS.index("energy")]
