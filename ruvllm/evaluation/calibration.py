@@ -20,6 +20,19 @@ def expected_calibration_error(confidence: NDArray[np.float64], came_true: NDArr
         raise LearningError(
             f"calibration: shapes {confidence.shape} and {came_true.shape}, want the same and not empty"
         )
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(place, weights=came_true - confidence, minlength=bins)  # sums within each bin
-    return float(np.abs(gaps).sum() / confidence.size)
+    return calibration_error(confidence, came_true.astype(np.float64), bins)
+
+
+def calibration_error(expected: NDArray[np.float64], found: NDArray[np.float64], bins: int = 10) -> float:
+    """The same of expected scores in [0, 1] against scores that need not be 0 or 1.
+
+    Raises:
+        LearningError: no row, arrays of different length, or a value outside [0, 1].
+    """
+    if expected.shape != found.shape or expected.ndim != 1 or not expected.size:
+        raise LearningError(f"calibration: shapes {expected.shape} and {found.shape}, want (n,) twice and not empty")
+    if not (expected.min() >= 0 and expected.max() <= 1):  # NaN is neither
+        raise LearningError("calibration: an expected score is outside [0, 1], want probabilities")
+    place = np.minimum((expected * bins).astype(int), bins - 1)
+    gaps = np.bincount(place, weights=found - expected, minlength=bins)  # sums within each bin
+    return float(np.abs(gaps).sum() / expected.size)

@@ -73,7 +73,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         arrays, about = read_tensors(folder / FILE)
         config = parse_config(about["config"])
         router = config.router
-        network = RouterNetwork(Cell(router.variant, router.hidden, router.rank, router.reset_gate))
+        network = RouterNetwork(
+            Cell(router.variant, router.hidden, router.rank, router.reset_gate), decides=router.decides
+        )
         network.load_state_dict({name: torch.as_tensor(values) for name, values in arrays.items()})
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise LearningError(f"{folder / FILE}: missing or altered ({error}); train again") from error

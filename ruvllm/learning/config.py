@@ -11,9 +11,11 @@ import yaml  # type: ignore[import-untyped]
 
 from ruvllm.errors import LearningError
 from ruvllm.router.layout import LAYOUT
-from ruvllm.router.manifest import MAX_HIDDEN, VARIANTS
+from ruvllm.router.manifest import DECIDING, MAX_HIDDEN, VARIANTS
 
 T = TypeVar("T")
+
+GAIN, PROMISE = "gain", "promise"  # what the fallback's threshold is chosen by
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,10 @@ class RouterConfig:
     hidden: int
     rank: int
     reset_gate: bool
+    decides: str
 
     def __post_init__(self) -> None:
+        _want(self.decides in DECIDING, "router.decides", self.decides, " or ".join(DECIDING))
         _want(self.variant in VARIANTS, "router.variant", self.variant, " or ".join(VARIANTS))
         _want(1 <= self.hidden <= MAX_HIDDEN, "router.hidden", self.hidden, f"1 to {MAX_HIDDEN}")
         _want(1 <= self.rank <= self.hidden, "router.rank", self.rank, "1 to router.hidden")
@@ -45,8 +49,16 @@ class FeaturesConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
+    """`order` is what the quality head's order of the tiers weighs, `distil` the share of tempered oracle utilities in
+    the model head's label, `tempered` the temperature of both, in utility, and `top_k` how many tiers they speak of."""
+
     model: float
     context: float
+    quality: float
+    order: float
+    distil: float
+    tempered: float
+    top_k: int
     utility: float
     temperature: float
     top_p: float
@@ -59,6 +71,9 @@ class LossConfig:
             value = getattr(self, entry.name)
             _want(value >= 0, f"loss.{entry.name}", value, "0 or more")
         _want(self.weight_floor > 0, "loss.weight_floor", self.weight_floor, "over 0")
+        _want(self.distil <= 1, "loss.distil", self.distil, "0 to 1")
+        _want(self.tempered > 0, "loss.tempered", self.tempered, "over 0")
+        _want(self.top_k >= 1, "loss.top_k", self.top_k, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -80,11 +95,28 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class CompressionConfig:
+    kept: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _want(0 < self.kept <= 1, "compression.kept", self.kept, "over 0, at most 1")
+        _want(self.steps >= 0, "compression.steps", self.steps, "0 or more")
+
+
+@dataclass(frozen=True)
 class SelectionConfig:
     caution: tuple[float, ...]
     caution_errors: float
+    risk: float
+    delta: float
+    fallback: str
 
     def __post_init__(self) -> None:
+        for name in ("risk", "delta"):
+            value = getattr(self, name)
+            _want(0 < value < 1, f"selection.{name}", value, "over 0, below 1")
+        _want(self.fallback in (GAIN, PROMISE), "selection.fallback", self.fallback, f"{GAIN} or {PROMISE}")
         _want(bool(self.caution) and min(self.caution) >= 0, "selection.caution", self.caution, "numbers from 0 up")
 
 
@@ -112,6 +144,7 @@ class Config:
     features: FeaturesConfig
     loss: LossConfig
     training: TrainingConfig
+    compression: CompressionConfig
     selection: SelectionConfig
     ewc: EwcConfig
     evaluation: EvaluationConfig
@@ -122,7 +155,7 @@ class Config:
 
 _SECTIONS: dict[str, Callable[..., Any]] = {
     "router": RouterConfig, "features": FeaturesConfig, "loss": LossConfig, "training": TrainingConfig,
-    "selection": SelectionConfig, "ewc": EwcConfig, "evaluation": EvaluationConfig,
+    "compression": CompressionConfig, "selection": SelectionConfig, "ewc": EwcConfig, "evaluation": EvaluationConfig,
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from ruvllm.learning.fit import Material, Normaliser, forward, make_batch
 from ruvllm.learning.inputs import read_inputs
 from ruvllm.learning.report import Contest, Report, Settings, importance_report, make_report
 from ruvllm.learning.routing import decision_times, route
-from ruvllm.learning.targets import Pairs, Targets, degenerate, make_targets
+from ruvllm.learning.targets import Pairs, Targets, degenerate, make_targets, take
 from ruvllm.router.runtime import RouterRuntime
 
 
@@ -58,8 +58,41 @@ def evaluate(snapshot: Snapshot, folder: Path, champion: Path | None, config: Co
     report["importance"] = importance_report(
         snapshot, targets, material.features, _decider(runtime, snapshot, material.features), judged
     )
-    report["fallback"] = {"rate": contest.candidate.fell_back, "threshold": runtime.threshold}
+    if runtime.has_compact:
+        report["compact"] = _compact_report(
+            RouterRuntime.load(folder, compact=True), contest, report, snapshot, targets
+        )
+    report["fallback"] = _fallback_report(runtime, contest, snapshot, targets)
     return {**report, "golden_max_error": torch_difference(runtime, checkpoint, material), "golden_n": len(every)}
+
+
+def _fallback_report(runtime: RouterRuntime, contest: Contest, snapshot: Snapshot, targets: Targets) -> Report:
+    """How often it acts, and what it brought in utility and cost against the heads' own choice (held-out questions)."""
+    rows = snapshot.test
+    served, own = contest.candidate.pairs[rows], contest.candidate.heads[rows]
+    cost = snapshot.cost[rows].astype(np.float64)
+    return {
+        "rate": contest.candidate.fell_back,
+        "threshold": runtime.threshold,
+        "gained": float((take(targets.utility[rows], served) - take(targets.utility[rows], own)).mean()),
+        "cost": float((take(cost, served) - take(cost, own)).mean()),
+        "promise": dict(runtime.manifest.calibration.details),
+    }
+
+
+def _compact_report(
+    compact: RouterRuntime, contest: Contest, report: Report, snapshot: Snapshot, targets: Targets
+) -> Report:
+    """What the weights in bytes cost on the held-out questions, against the same router's floats."""
+    pairs = route(compact, snapshot, snapshot.test).pairs
+    utility = float(take(targets.utility[snapshot.test], pairs).mean())
+    return {
+        "bytes": compact.manifest.metrics.get("compact_bytes", 0.0),
+        "same_decisions": float((pairs == contest.candidate.pairs[snapshot.test]).all(axis=1).mean()),
+        "utility": utility,
+        "utility_lost": report["policies"]["fastgrnn"]["utility"] - utility,
+        "n": len(snapshot.test),
+    }
 
 
 def _decider(runtime: RouterRuntime, snapshot: Snapshot, features: Array) -> Callable[[Array], Pairs]:
@@ -109,7 +142,7 @@ def torch_difference(runtime: RouterRuntime, checkpoint: Checkpoint, material: M
     with torch.no_grad():
         outputs = forward(network, type(batch)(x, batch.valid, batch.rows))
         confidence = torch.sigmoid(outputs.confidence / runtime.manifest.calibration.temperature)
-        wanted = [outputs.model.softmax(dim=1).numpy(), outputs.context.softmax(dim=1).numpy(), confidence.numpy()]
+        wanted = [outputs.choice.softmax(dim=1).numpy(), outputs.context.softmax(dim=1).numpy(), confidence.numpy()]
     served = route(runtime, snapshot, batch.rows)
     got = (served.model_probs, served.context_probs, served.confidence)
     return max(float(np.abs(a - b).max()) for a, b in zip(got, wanted, strict=True))

@@ -25,6 +25,7 @@ from ruvllm.learning.fit import Batch, Material, Normaliser, make_batch, set_buf
 from ruvllm.learning.targets import make_targets
 from ruvllm.router.fastgrnn import Outputs, RouterNetwork
 
+_ABSENT = -1e8  # logits of tiers that the ladder has not lie below
 _BUFFERS = ("feature_mean", "feature_scale", "feature_mask")
 
 
@@ -63,7 +64,7 @@ def fisher(network: RouterNetwork, batch: Batch, config: LossConfig) -> dict[str
     names, parameters = zip(*network.named_parameters(), strict=True)
     totals = [torch.zeros_like(parameter) for parameter in parameters]
     for x, valid in zip(batch.x, batch.valid, strict=True):
-        outputs = network.read(network.unroll(x[None])[0, valid])
+        outputs = network.read(network.unroll(x[None])[0, valid], x[valid])
         for weight, log_probability in _scores(outputs, config):
             gradients = torch.autograd.grad(log_probability, parameters, retain_graph=True, allow_unused=True)
             for total, gradient in zip(totals, gradients, strict=True):
@@ -78,8 +79,9 @@ def _scores(outputs: Outputs, config: LossConfig) -> Iterator[tuple[float, Tenso
     for row in range(len(outputs.confidence)):
         for weight, logits in ((config.model, outputs.model[row]), (config.context, outputs.context[row])):
             yield from _categorical(weight, logits)
-        logit = outputs.confidence[row]
-        yield from _categorical(config.confidence, torch.stack([logit, torch.zeros_like(logit)]))
+        present = outputs.quality[row][outputs.model[row] > _ABSENT]
+        for weight, logit in (*((config.quality, q) for q in present), (config.confidence, outputs.confidence[row])):
+            yield from _categorical(weight, torch.stack([logit, torch.zeros_like(logit)]))
         # SmoothL1 is half a square near its minimum: a normal of variance 1, whose expected squared score is the
         # squared gradient of its mean
         yield config.temperature, outputs.temperature[row]

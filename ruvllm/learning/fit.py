@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,16 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ruvllm.errors import LearningError
 from ruvllm.learning.config import Config, FeaturesConfig
 from ruvllm.learning.data import Array, Rows, Snapshot
 from ruvllm.learning.ewc import Ewc
 from ruvllm.learning.loss import Lessons, make_lessons, task_loss
+from ruvllm.learning.saved import Saved
 from ruvllm.learning.sessions import sessions_of, unrolled
-from ruvllm.learning.targets import Targets, best_fixed
+from ruvllm.learning.targets import Targets, Wide, best_fixed
 from ruvllm.router.fastgrnn import Cell, Outputs, RouterNetwork
 from ruvllm.router.layout import LAYOUT
 
 Check = Callable[[int, RouterNetwork], None]
+Penalty = Callable[[Mapping[str, Tensor]], Tensor]
 
 _BIN_NEVER_RUN = -10.0  # shift of bins without outcomes: nothing is known in their favour
 _SURE = 6.0  # logit of the sampling heads' start: 2 sigmoid(-6) = 0.005 and sigmoid(6) = 0.998
@@ -87,27 +90,35 @@ def make_batch(material: Material, rows: Rows) -> Batch:
 def forward(network: RouterNetwork, batch: Batch, keep: Tensor | None = None, all_bins: bool = False) -> Outputs:
     """Heads of the batch's rows, the hidden state carried over each session's turns; `keep` multiplies the inputs."""
     x = batch.x if keep is None else batch.x * keep
-    return network.read(network.unroll(x)[batch.valid], all_bins)
+    return network.read(network.unroll(x)[batch.valid], x[batch.valid], all_bins)
 
 
 def new_network(material: Material, rows: Rows, config: Config, seed: int) -> RouterNetwork:
     """A fresh network whose biases say the best fixed choice of `rows`: it starts there and has to earn its way off."""
     router = config.router
-    network = RouterNetwork(Cell(router.variant, router.hidden, router.rank, router.reset_gate), seed)
-    set_buffers(network, material)
+    cell = Cell(router.variant, router.hidden, router.rank, router.reset_gate)
+    network = RouterNetwork(cell, seed, router.decides)
+    network.sharpness.fill_(config.loss.tempered)
+    set_buffers(network, material, rows)
     utility = material.targets.utility[rows]
     tier, context = best_fixed(utility)
     with torch.no_grad():
         network.heads["model"].bias.copy_(_prior(utility[:, :, context].mean(axis=0)))  # type: ignore[operator]
         network.heads["context"].bias.copy_(_prior(utility[:, tier].mean(axis=0)))  # type: ignore[operator]
+        mean_quality = material.targets.quality[rows][:, :, context].mean(axis=0)
+        network.heads["quality"].bias.copy_(_logit(mean_quality))  # type: ignore[operator]
         network.heads["temperature"].bias.fill_(-_SURE)  # type: ignore[operator]
         network.heads["top_p"].bias.fill_(_SURE)  # type: ignore[operator]
     return network
 
 
-def set_buffers(network: RouterNetwork, material: Material) -> None:
-    """Scaling and masks; the shifts go back to those of an uncalibrated router."""
+def set_buffers(network: RouterNetwork, material: Material, rows: Rows | None = None) -> None:
+    """Scaling, masks and what `rows` say of latency and cost (none: the training rows).
+
+    The shifts go back to those of an uncalibrated router.
+    """
     snapshot, scaling = material.snapshot, material.normaliser
+    rows = snapshot.train if rows is None else rows
     values = {
         "feature_mean": scaling.mean,
         "feature_scale": scaling.scale,
@@ -117,9 +128,23 @@ def set_buffers(network: RouterNetwork, material: Material) -> None:
         "tier_shift": np.zeros(len(snapshot.tier_mask)),
         "bin_shift": np.where(snapshot.bin_mask, 0.0, _BIN_NEVER_RUN),
         "confidence_shift": np.zeros(()),
+        "latency_s": expected(snapshot.latency_s[rows], snapshot.bin_mask),
+        "cost": expected(snapshot.cost[rows], snapshot.bin_mask),
+        "exchange": np.array([snapshot.latency_weight, snapshot.cost_weight]),
     }
     for name, value in values.items():
         getattr(network, name).copy_(torch.as_tensor(value, dtype=torch.float32))
+
+
+def expected(values: Array, ran: NDArray[np.bool_]) -> Array:
+    """(m, 4, 5) -> (4, 5): means of what was run; a bin never run has the values of the nearest one that was.
+
+    Tiers that were not run have 0: they are masked wherever a tier is chosen.
+    """
+    places = np.flatnonzero(ran)
+    nearest = places[np.abs(places[None, :] - np.arange(len(ran))[:, None]).argmin(axis=1)]  # (5,)
+    mean = values.astype(np.float64).mean(axis=0)[:, nearest]
+    return np.where(np.isfinite(mean), mean, 0.0).astype(np.float32)
 
 
 def fit(
@@ -131,20 +156,49 @@ def fit(
     seed: int,
     ewc: Ewc | None = None,
     check: Check | None = None,
+    *,
+    weights: Wide | None = None,
+    penalty: Penalty | None = None,
+    after_step: Check | None = None,
+    saved: Saved | None = None,
 ) -> None:
-    """Train the network in place on all rows at once, `steps` times; `check` is called every `check_every` steps."""
+    """Train the network in place on all rows at once, `steps` times; `check` is called every `check_every` steps.
+
+    `weights` (m,) says how much each of `rows` counts, `penalty` is added to the loss, `after_step` sees the network
+    after every step and may change its weights (a threshold, say). With `saved` the state is kept every `check_every`
+    steps, and a run that was killed goes on from there to the same bits.
+    """
     batch, training = make_batch(material, rows), config.training
-    lessons = make_lessons(material.targets, batch.rows, config.loss.weight_floor)
+    lessons = make_lessons(material.targets, batch.rows, config.loss.weight_floor, _in_order(weights, rows, batch.rows))
     optimiser = _optimiser(network, config)
     draw = torch.Generator().manual_seed(seed)
-    for step in range(1, steps + 1):
+    done = saved.load(network, optimiser, draw) if saved else 0
+    for step in range(done + 1, steps + 1):
         keep = _dropout(batch.x, training.dropout, draw)
         loss = total_loss(network, batch, lessons, config, ewc, keep)
+        if penalty is not None:
+            loss = loss + penalty(dict(network.named_parameters()))
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        if check and step % training.check_every == 0:
-            check(step, network)
+        if after_step:
+            after_step(step, network)
+        if step % training.check_every == 0:
+            if saved:
+                saved.save(step, network, optimiser, draw)
+            if check:
+                check(step, network)
+
+
+def _in_order(weights: Wide | None, rows: Rows, wanted: Rows) -> Wide | None:
+    """Weights of `rows` in the order of `wanted`, which are the same rows."""
+    if weights is None:
+        return None
+    if weights.shape != rows.shape:
+        raise LearningError(f"row weights: {weights.shape} for {len(rows)} rows, want one each")
+    order = np.argsort(rows)
+    in_order: Wide = weights[order][np.searchsorted(rows[order], wanted)]
+    return in_order
 
 
 def total_loss(
@@ -176,6 +230,12 @@ def _optimiser(network: RouterNetwork, config: Config) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.training.learning_rate)
+
+
+def _logit(shares: Wide) -> Tensor:
+    """Of mean qualities (4,), kept off 0 and 1; what was never run gets 0."""
+    kept = np.clip(np.where(np.isfinite(shares), shares, 0.5), 0.02, 0.98)
+    return torch.as_tensor(np.log(kept / (1 - kept)), dtype=torch.float32)
 
 
 def _prior(means: NDArray[np.float64]) -> Tensor:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ruvllm.learning.config import Config
+from ruvllm.evaluation.selective import Selective, selective_threshold
+from ruvllm.learning.config import PROMISE, Config
 from ruvllm.learning.data import Rows, Strings
 from ruvllm.learning.fit import Material, fit, forward, make_batch, new_network
 from ruvllm.learning.loss import expected_utility
@@ -26,6 +28,16 @@ from ruvllm.router.fastgrnn import RouterNetwork
 _LEAST_SLOPE = 0.05  # of the calibration; below it the confidence is the base rate
 _LEAST_ROWS_FOR_FALLBACK = 50  # with fewer, whether a fallback helps is chance: it stays off
 _THRESHOLD_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+class Work(Protocol):
+    """Where finished folds are kept (learning/work.py)."""
+
+    def read_fold(self, number: int, out: NDArray[np.bool_], into: OutOfFold) -> bool:
+        """Fill the rows `out` of `into`; False where the fold was not finished."""
+        ...
+
+    def write_fold(self, number: int, out: NDArray[np.bool_], found: OutOfFold) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +65,7 @@ class Chosen:
     utility: float
     utility_fixed: float
     fallback_rate: float
+    selective: Selective  # where the error rate is promised; an error: not within epsilon of the oracle
 
 
 def folds(groups: Strings, count: int, seed: int) -> NDArray[np.int64]:
@@ -68,8 +81,11 @@ def folds(groups: Strings, count: int, seed: int) -> NDArray[np.int64]:
     return np.array([fold_of[name] for name in groups], dtype=np.int64)
 
 
-def out_of_fold(material: Material, config: Config, show: Progress) -> OutOfFold:
-    """Train once a fold from scratch, and keep what each check says of the rows left out."""
+def out_of_fold(material: Material, config: Config, show: Progress, work: Work | None = None) -> OutOfFold:
+    """Train once a fold from scratch, and keep what each check says of the rows left out.
+
+    With `work`, a fold that an earlier run finished is read and not trained again.
+    """
     rows, training = material.snapshot.train, config.training
     fold = folds(material.snapshot.group[rows], training.folds, training.seed)
     checks = training.steps // training.check_every
@@ -84,7 +100,10 @@ def out_of_fold(material: Material, config: Config, show: Progress) -> OutOfFold
     )
     count = int(fold.max()) + 1
     for number in range(count):
-        _run_fold(material, config, fold == number, result, training.seed + 1 + number)
+        if work is None or not work.read_fold(number, fold == number, result):
+            _run_fold(material, config, fold == number, result, training.seed + 1 + number)
+            if work is not None:
+                work.write_fold(number, fold == number, result)
         show(number + 1, count + 1, f"fold {number + 1} of {count}")
     return result
 
@@ -99,7 +118,7 @@ def _run_fold(material: Material, config: Config, out: NDArray[np.bool_], into: 
         with torch.no_grad():
             outputs = forward(network, batch)
             at = step // config.training.check_every - 1
-            into.tiers[at, place] = outputs.model.numpy()
+            into.tiers[at, place] = outputs.choice.numpy()
             into.bins[at, place] = outputs.context.numpy()
             into.confidence[at, place] = outputs.confidence.numpy()
             into.expected[at, place] = expected_utility(outputs, utility.float()).numpy()
@@ -117,7 +136,9 @@ def choose(oof: OutOfFold, material: Material, config: Config) -> Chosen:
     near = take(utility, pairs) >= utility.max(axis=(1, 2)) - config.loss.epsilon
     slope, intercept = calibrate(oof.confidence[at], near)
     confidence = sigmoid(slope * oof.confidence[at] + intercept)
-    threshold = choose_threshold(confidence, pairs, utility)
+    selective = selective_threshold(confidence, ~near, config.selection.risk, config.selection.delta)
+    by_gain = choose_threshold(confidence, pairs, utility)
+    threshold = selective.threshold if config.selection.fallback == PROMISE else by_gain
     final = np.where((confidence < threshold)[:, None], step_up(pairs, utility), pairs)
     return Chosen(
         steps=(at + 1) * config.training.check_every,
@@ -129,6 +150,7 @@ def choose(oof: OutOfFold, material: Material, config: Config) -> Chosen:
         utility=float(take(utility, final).mean()),
         utility_fixed=float(take(utility, oof.fixed).mean()),
         fallback_rate=float((confidence < threshold).mean()),
+        selective=selective,
     )
 
 

@@ -30,6 +30,7 @@ class Targets:
     """One entry a question. Margins are the utility at stake: 0 where every choice is as good."""
 
     utility: Wide  # (n, 4, 5), -inf where not run
+    quality: Wide  # (n, 4, 5) in [0, 1], NaN where not run
     tier: Ints  # (n,) label
     context: Ints  # (n,) label: min viable context of the label's tier
     best_context: Ints  # (n,) bin of the largest utility of the label's tier
@@ -65,6 +66,7 @@ def make_targets(snapshot: Snapshot) -> Targets:
     viable = own_quality >= own_quality.max(axis=1, keepdims=True) - VIABLE - _ROUNDING
     return Targets(
         utility=utility,
+        quality=snapshot.quality.astype(np.float64),
         tier=tier,
         context=viable.argmax(axis=1),
         best_context=own.argmax(axis=1),

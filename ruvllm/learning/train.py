@@ -22,6 +22,7 @@ from ruvllm.errors import LearningError
 from ruvllm.inference.types import BINS
 from ruvllm.learning.checkpoint import save_checkpoint
 from ruvllm.learning.command import run_command, say, single_thread
+from ruvllm.learning.compress import AfterStep, Compressed, in_bytes, sparse
 from ruvllm.learning.config import Config, load_config
 from ruvllm.learning.data import Array, Snapshot, features_for, fit_feature_transforms, load_snapshot
 from ruvllm.learning.ewc import Ewc, Origin, load_ewc
@@ -29,10 +30,12 @@ from ruvllm.learning.fit import Material, Normaliser, fit, make_normaliser, new_
 from ruvllm.learning.inputs import Inputs, read_inputs
 from ruvllm.learning.selection import Chosen, choose, out_of_fold
 from ruvllm.learning.targets import degenerate, make_targets
+from ruvllm.learning.work import WorkFolder, purpose_of
 from ruvllm.progress import Progress, silent
-from ruvllm.router.bundle import Golden, write_bundle
+from ruvllm.router.bundle import Compact, Golden, write_bundle
+from ruvllm.router.compact import size_of
 from ruvllm.router.fastgrnn import RouterNetwork
-from ruvllm.router.manifest import Calibration, Manifest
+from ruvllm.router.manifest import Calibration, Deciding, Manifest
 from ruvllm.router.transforms import Transforms
 
 _GOLDEN_ROWS = 16
@@ -51,10 +54,16 @@ class Trained:
     transforms: Transforms | None
     warnings: tuple[str, ...]
     anchored: bool  # on an EWC state
+    compressed: Compressed | None = None
 
 
-def train(snapshot: Snapshot, config: Config, ewc: Ewc | None = None, show: Progress = silent) -> Trained:
+def train(
+    snapshot: Snapshot, config: Config, ewc: Ewc | None = None, show: Progress = silent, work: Path | None = None
+) -> Trained:
     """Train on a snapshot's training rows. Deterministic on one torch thread.
+
+    With the folder `work` a run that was killed is taken up again: finished folds are kept there, and the last fit
+    every few steps; it is emptied at the end.
 
     Raises:
         LearningError: too few rows, or the EWC state has other shapes.
@@ -62,14 +71,34 @@ def train(snapshot: Snapshot, config: Config, ewc: Ewc | None = None, show: Prog
     snapshot.require_training()
     ewc, warnings = _usable(ewc, snapshot, config)
     transforms, material = _material(snapshot, config, ewc)
-    chosen = choose(out_of_fold(material, config, show), material, config)
+    kept = WorkFolder(work, purpose_of(snapshot, config, ewc)) if work is not None else None
+    chosen = choose(out_of_fold(material, config, show, kept), material, config)
     network = new_network(material, snapshot.train, config, config.training.seed)
     if ewc is not None:
         _start_from(network, ewc)
-    fit(network, material, snapshot.train, config, chosen.steps, config.training.seed, ewc)
+    saved = kept.last_fit() if kept is not None else None
+    fit(network, material, snapshot.train, config, chosen.steps, config.training.seed, ewc, saved=saved)
+    slim = _slim(network, material, config, ewc)
     _apply(chosen, network)
+    if slim is not None:
+        _apply(chosen, slim)
     warnings += [*degenerate(snapshot, material.targets), _SAMPLING_NOTE]
-    return Trained(network, chosen, material, transforms, tuple(warnings), ewc is not None)
+    compressed = in_bytes(slim) if slim is not None else None
+    if kept is not None:
+        kept.remove()
+    return Trained(network, chosen, material, transforms, tuple(warnings), ewc is not None, compressed)
+
+
+def _slim(network: RouterNetwork, material: Material, config: Config, ewc: Ewc | None) -> RouterNetwork | None:
+    """The paper's second and third phase, where the settings ask for them."""
+    if config.compression.kept == 1:
+        return None
+
+    def go_on(slim: RouterNetwork, steps: int, after_step: AfterStep) -> None:
+        rows, seed = material.snapshot.train, config.training.seed
+        fit(slim, material, rows, config, steps, seed, ewc, after_step=after_step)
+
+    return sparse(network, go_on, config.compression)
 
 
 def _usable(ewc: Ewc | None, snapshot: Snapshot, config: Config) -> tuple[Ewc | None, list[str]]:
@@ -116,7 +145,7 @@ def write(trained: Trained, config: Config, inputs: Inputs, folder: Path) -> str
         BundleError: the folder is there, or the disk is full.
     """
     snapshot, chosen = trained.material.snapshot, trained.chosen
-    calibration = Calibration(1.0 / chosen.slope, chosen.threshold, {"fallback_rate": chosen.fallback_rate})
+    calibration = Calibration(1.0 / chosen.slope, chosen.threshold, _calibration_details(chosen))
     manifest = Manifest(
         version=inputs.version,
         created_at=inputs.created_at,
@@ -129,13 +158,28 @@ def write(trained: Trained, config: Config, inputs: Inputs, folder: Path) -> str
         snapshot=snapshot.digest,
         metrics=_figures(trained),
         calibration=calibration,
+        deciding=Deciding(config.router.decides, snapshot.latency_weight, snapshot.cost_weight, config.loss.tempered),
     )
     golden = make_golden(trained.network, trained.material.features, calibration.temperature)
     sha256 = write_bundle(
-        folder, trained.network.export_arrays(), manifest, golden=golden, transforms=trained.transforms
-    )
+        folder, trained.network.export_arrays(), manifest, golden=golden, transforms=trained.transforms,
+        compact=_compact(trained, calibration.temperature),
+    )  # fmt: skip
     save_checkpoint(folder, trained.network, config, trained.warnings, sha256)
     return sha256
+
+
+def _calibration_details(chosen: Chosen) -> dict[str, float]:
+    """How often the fallback acts, and from which confidence on which error rate is promised."""
+    promised = {name: float(getattr(chosen.selective, name)) for name in ("threshold", "coverage", "risk", "delta")}
+    return {"fallback_rate": chosen.fallback_rate, **{f"selective_{name}": value for name, value in promised.items()}}
+
+
+def _compact(trained: Trained, temperature: float) -> Compact | None:
+    if trained.compressed is None:
+        return None
+    golden = make_golden(trained.compressed.network, trained.material.features, temperature)
+    return Compact(trained.compressed.packed, golden)
 
 
 def make_golden(network: RouterNetwork, features: Array, temperature: float) -> Golden:
@@ -148,13 +192,15 @@ def make_golden(network: RouterNetwork, features: Array, temperature: float) -> 
         hidden = exact.step(x, exact.first_hidden(_GOLDEN_ROWS)).roll(1, 0).float()
         hidden[::2] = 0
         following = exact.step(x, hidden.double())
-        outputs = exact.read(following, all_bins=True)
+        outputs = exact.read(following, x, all_bins=True)
     results = (
-        outputs.model.softmax(dim=1),
+        outputs.choice.softmax(dim=1),
         outputs.context.softmax(dim=1),
         outputs.temperature,
         outputs.top_p,
         torch.sigmoid(outputs.confidence / temperature),
+        torch.sigmoid(outputs.quality),
+        outputs.utility,
         following,
     )
     return Golden(given, hidden.numpy(), *(result.numpy().astype(np.float32) for result in results))
@@ -169,6 +215,7 @@ def _figures(trained: Trained) -> dict[str, float]:
         "out_of_fold_utility": chosen.utility,
         "out_of_fold_utility_best_fixed": chosen.utility_fixed,
         "anchored": float(trained.anchored),
+        **({} if trained.compressed is None else {"compact_bytes": float(size_of(trained.compressed.packed).total)}),
     }
 
 
@@ -181,7 +228,7 @@ def metrics_of(trained: Trained) -> dict[str, Any]:
         "confidence": {
             "temperature": 1.0 / trained.chosen.slope,
             "threshold": trained.chosen.threshold,
-            "fallback_rate": trained.chosen.fallback_rate,
+            **_calibration_details(trained.chosen),
         },
         "features_used": int(trained.material.normaliser.mask.sum()),
         "warnings": list(trained.warnings),
@@ -198,11 +245,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--inputs", type=Path, help="inputs.json; stands for --version and --ewc")
     parser.add_argument("--ewc", type=Path, help="EWC state to start from")
     parser.add_argument("--version", default="router")
+    parser.add_argument("--work", type=Path, help="folder of a run that may be killed; it goes on from there")
     given = parser.parse_args(arguments)
     single_thread()
     snapshot, config = load_snapshot(given.snapshot), load_config(given.params)
     inputs, ewc = _inputs(given)
-    trained = train(snapshot, config, load_ewc(ewc) if ewc else None, say)
+    trained = train(snapshot, config, load_ewc(ewc) if ewc else None, say, given.work)
     write(trained, config, inputs, given.out)
     given.metrics.write_text(json.dumps(metrics_of(trained), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     say(1, 1, f"router {inputs.version} trained on {len(snapshot.train)} questions, {trained.chosen.steps} steps")

@@ -17,10 +17,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ruvllm.errors import BundleError
+from ruvllm.router.compact import Packed, unpack
 from ruvllm.router.decision import N_BINS, N_TIERS
 from ruvllm.router.durable import write_folder
 from ruvllm.router.layout import LAYOUT, N_CLUSTERS, N_COMPONENTS, N_FEATURES
 from ruvllm.router.manifest import FileEntry, Manifest, parse_manifest
+from ruvllm.router.shapes import router_shapes as router_shapes
 from ruvllm.router.transforms import Transforms
 
 Array = NDArray[np.float32]
@@ -29,8 +31,9 @@ MANIFEST_FILE = "manifest.json"
 ROUTER_FILE = "router.safetensors"
 GOLDEN_FILE = "golden.safetensors"
 TRANSFORMS_FILE = "transforms.safetensors"  # optional
+COMPACT_FILE, COMPACT_GOLDEN_FILE = "compact.safetensors", "compactgolden.safetensors"  # optional, both or none
 _REQUIRED = (ROUTER_FILE, GOLDEN_FILE)
-_KNOWN = (*_REQUIRED, TRANSFORMS_FILE)
+_KNOWN = (*_REQUIRED, TRANSFORMS_FILE, COMPACT_FILE, COMPACT_GOLDEN_FILE)
 _MAX_BYTES = 64 * 1024 * 1024
 _RESET_GATE = ("W_r", "U_r", "b_r")
 
@@ -46,10 +49,20 @@ class Golden:
     temperature: Array  # (n,)
     top_p: Array  # (n,)
     confidence: Array  # (n,), after calibration
+    quality: Array  # (n, 4)
+    utility: Array  # (n, 4) with the likeliest bin
     next_hidden: Array  # (n, H)
 
     def arrays(self) -> dict[str, Array]:
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+
+@dataclass(frozen=True, eq=False)
+class Compact:
+    """The same router in bytes (compact.py), and what it says to golden vectors of its own."""
+
+    packed: Packed
+    golden: Golden
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +74,7 @@ class Bundle:
     arrays: Mapping[str, Array]
     golden: Golden
     transforms: Transforms | None
+    compact: Compact | None = None
 
 
 def write_bundle(
@@ -70,8 +84,11 @@ def write_bundle(
     *,
     golden: Golden,
     transforms: Transforms | None = None,
+    compact: Compact | None = None,
 ) -> str:
     """Write a bundle to `folder`, all of it or nothing; returns its digest. Arrays are stored as float32.
+
+    Those of `compact` as they are.
 
     Raises:
         BundleError: the folder is there, an array is missing, misshapen or not finite, or the disk is full.
@@ -81,7 +98,11 @@ def write_bundle(
     groups = {ROUTER_FILE: arrays, GOLDEN_FILE: golden.arrays()}
     if transforms is not None:
         groups[TRANSFORMS_FILE] = transforms.arrays()
+    if compact is not None:
+        groups[COMPACT_GOLDEN_FILE] = compact.golden.arrays()
     contents = {name: save(_float32(group)) for name, group in groups.items()}
+    if compact is not None:
+        contents[COMPACT_FILE] = save(dict(compact.packed))
     entries = {name: FileEntry(_sha256(content), len(content)) for name, content in contents.items()}
     complete = replace(manifest, files=entries)
     _parse(complete, contents)  # what would be refused by a reader is not written
@@ -111,8 +132,7 @@ def read_bundle(folder: Path, sha256: str | None = None) -> Bundle:
         BundleError: see `verify_bundle`.
     """
     manifest, contents = _read_all(folder, sha256)
-    arrays, golden, transforms = _parse(manifest, contents)
-    return Bundle(manifest, _sha256(contents[MANIFEST_FILE]), arrays, golden, transforms)
+    return replace(_parse(manifest, contents), sha256=_sha256(contents[MANIFEST_FILE]))
 
 
 def bundle_files(folder: Path, sha256: str) -> dict[str, bytes]:
@@ -138,10 +158,12 @@ def _read_all(folder: Path, sha256: str | None) -> tuple[Manifest, dict[str, byt
 
 def _listed(folder: Path, manifest: Manifest) -> list[str]:
     names = set(manifest.files)
-    if not names <= set(_KNOWN) or not names >= set(_REQUIRED):
+    halved = len(names & {COMPACT_FILE, COMPACT_GOLDEN_FILE}) == 1
+    if not names <= set(_KNOWN) or not names >= set(_REQUIRED) or halved:
         raise BundleError(
             f"bundle {folder}: {MANIFEST_FILE} lists {', '.join(sorted(names)) or 'no file'};"
-            f" want {' and '.join(_REQUIRED)}, and at most {TRANSFORMS_FILE} beside them"
+            f" want {' and '.join(_REQUIRED)}, and at most {TRANSFORMS_FILE} and {COMPACT_FILE} with"
+            f" {COMPACT_GOLDEN_FILE} beside them"
         )
     return sorted(names)
 
@@ -169,43 +191,41 @@ def _read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:
     return content
 
 
-def _parse(manifest: Manifest, contents: Mapping[str, bytes]) -> tuple[dict[str, Array], Golden, Transforms | None]:
+def _parse(manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+    """The bundle, its digest not yet known."""
     if manifest.layout_hash != LAYOUT.hash:
         raise BundleError(
             f"bundle {manifest.version}: feature layout {manifest.layout_hash[:12]}, want {LAYOUT.hash[:12]};"
             " it was trained for other code, train again"
         )
     loaded = {name: _load(name, contents[name]) for name in manifest.files}
-    reset = any(name in loaded[ROUTER_FILE] for name in _RESET_GATE)
-    _check(ROUTER_FILE, loaded[ROUTER_FILE], router_shapes(manifest.hidden, reset))
-    _check_scale(loaded[ROUTER_FILE]["feature_scale"])
-    _check(GOLDEN_FILE, loaded[GOLDEN_FILE], _golden_shapes(manifest.hidden, loaded[GOLDEN_FILE]))
+    arrays = loaded[ROUTER_FILE]
+    _check(ROUTER_FILE, arrays, router_shapes(manifest.hidden, any(name in arrays for name in _RESET_GATE)))
+    _check_scale(arrays["feature_scale"])
+    golden = _golden(manifest, GOLDEN_FILE, loaded[GOLDEN_FILE])
     transforms = _transforms(loaded[TRANSFORMS_FILE]) if TRANSFORMS_FILE in loaded else None
-    return loaded[ROUTER_FILE], Golden(**loaded[GOLDEN_FILE]), transforms
+    compact = _compact(manifest, loaded) if COMPACT_FILE in loaded else None
+    return Bundle(manifest, "", arrays, golden, transforms, compact)
 
 
-def router_shapes(hidden: int, reset_gate: bool = False) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the arrays of router.safetensors."""
-    gates = ("z", "h", "r") if reset_gate else ("z", "h")
-    heads = {"model": N_TIERS, "context": N_BINS, "temperature": 1, "top_p": 1, "confidence": 1}
-    return {
-        "feature_mean": (N_FEATURES,),
-        "feature_scale": (N_FEATURES,),
-        "zeta": (),
-        "nu": (),
-        **{f"W_{gate}": (hidden, N_FEATURES) for gate in gates},
-        **{f"U_{gate}": (hidden, hidden) for gate in gates},
-        **{f"b_{gate}": (hidden,) for gate in gates},
-        **{f"{head}.w": (places, hidden) for head, places in heads.items()},
-        **{f"{head}.b": (places,) for head, places in heads.items()},
-    }
+def _golden(manifest: Manifest, file: str, arrays: dict[str, Array]) -> Golden:
+    _check(file, arrays, _golden_shapes(manifest.hidden, arrays))
+    return Golden(**arrays)
+
+
+def _compact(manifest: Manifest, loaded: Mapping[str, dict[str, Array]]) -> Compact:
+    packed: Packed = dict(loaded[COMPACT_FILE])
+    unpacked = unpack(packed)
+    if len(unpacked["b_h"]) != manifest.hidden:
+        raise BundleError(f"{COMPACT_FILE}: hidden size {len(unpacked['b_h'])}, want {manifest.hidden}")
+    return Compact(packed, _golden(manifest, COMPACT_GOLDEN_FILE, loaded[COMPACT_GOLDEN_FILE]))
 
 
 def _golden_shapes(hidden: int, arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
     rows = max(1, arrays["features"].size // N_FEATURES) if "features" in arrays else 1  # none would prove nothing
     return {
         "features": (rows, N_FEATURES),
-        "model_probs": (rows, N_TIERS),
+        **{name: (rows, N_TIERS) for name in ("model_probs", "quality", "utility")},
         "context_probs": (rows, N_BINS),
         **{name: (rows,) for name in ("temperature", "top_p", "confidence")},
         **{name: (rows, hidden) for name in ("hidden", "next_hidden")},

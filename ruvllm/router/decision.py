@@ -14,15 +14,25 @@ N_BINS = len(BINS)
 
 
 @dataclass(frozen=True)
+class Tradeoff:
+    """The exchange rates of U = Q - lambda L - mu C, Q on 1 to 5."""
+
+    latency_weight: float  # lambda, per second
+    cost_weight: float  # mu, per normalised token cost
+
+
+@dataclass(frozen=True)
 class RouterOutputs:
     """Heads of specification 5.2 for one query; probabilities over allowed places only, masked ones are 0."""
 
-    model_probs: NDArray[np.float32]  # (4,)
+    model_probs: NDArray[np.float32]  # (4,) of the head that decides
     context_probs: NDArray[np.float32]  # (5,)
     temperature: float  # [0, 2]
     top_p: float  # [0, 1]
     confidence: float  # calibrated, [0, 1]
     hidden: NDArray[np.float32]  # (H,) carried to the session's next turn
+    quality: tuple[float, ...] = ()  # (4,) expected quality of each tier in [0, 1]
+    utility: tuple[float, ...] = ()  # (4,) expected utility of each tier with the bin of the largest probability
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
-"""FastGRNN and the router's five heads in torch, for training. Knows nothing of data, losses or bundles; never served.
+"""FastGRNN and the router's heads in torch, for training. Knows nothing of data, losses or bundles; never served.
 
 Specification 5.1 ("spec"), with U_g = U_g1 U_g2 of low rank and an optional reset gate:
     z = sigmoid(W_z x + U_z h + b_z); h~ = tanh(W_h x + U_h (r h) + b_h); h' = (zeta (1 - z) + nu) h~ + z h
 Kusupati et al. 2018, equation 2 ("kusupati"): W and U are shared by gate and candidate, r = 1, and zeta and nu are
 sigmoids of parameters that start at 1.0 and -4.0. On a first turn h = 0: the recurrent weights do nothing.
+
+Beside the five heads of specification 5.2 stands a quality head: the expected quality of each tier, so that lambda and
+mu can move at decision time. A linear path leads from the inputs straight to the heads, so that the network contains
+linear and logistic regression and the cell has to learn only what they miss. It starts at 0.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ from torch import Tensor, nn
 
 from ruvllm.router.decision import N_BINS, N_TIERS
 from ruvllm.router.layout import N_FEATURES
+from ruvllm.router.manifest import QUALITY
 
-_HEADS = {"model": N_TIERS, "context": N_BINS, "temperature": 1, "top_p": 1, "confidence": 1}
+_HEADS = {"model": N_TIERS, "context": N_BINS, "temperature": 1, "top_p": 1, "confidence": 1, "quality": N_TIERS}
+_WIDE = {"model": N_TIERS, "context": N_BINS, "quality": N_TIERS, "confidence": 1}  # rows of the linear path, in order
 _MASKED = -1e9
 _HEAD_SPREAD = 0.3  # standard deviation of fresh head weights
 _CELL_SPREAD = 0.1  # of fresh cell weights, against 1 / sqrt(inputs): a fresh router says what its biases say
@@ -42,12 +48,16 @@ class FastGRNN(Protocol):
         """(n, 128), (n, H) -> (n, H)."""
         ...
 
+    linear_gates: bool
+
     def dense(self) -> dict[str, Tensor]:
         """W, U, b of each gate, zeta and nu, as the update uses them."""
         ...
 
 
 class SpecCell(nn.Module):
+    linear_gates = False
+
     def __init__(self, cell: Cell, draw: torch.Generator) -> None:
         super().__init__()
         self.gates = ("z", "h", "r") if cell.reset_gate else ("z", "h")
@@ -58,9 +68,9 @@ class SpecCell(nn.Module):
         self.nu = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        reset = torch.sigmoid(self._inner("r", x, h)) * h if "r" in self.gates else h
-        z = torch.sigmoid(self._inner("z", x, h))
-        candidate = torch.tanh(self._inner("h", x, reset))
+        reset = _gate(self._inner("r", x, h), self.linear_gates) * h if "r" in self.gates else h
+        z = _gate(self._inner("z", x, h), self.linear_gates)
+        candidate = _squash(self._inner("h", x, reset), self.linear_gates)
         return (self.zeta * (1 - z) + self.nu) * candidate + z * h
 
     def _inner(self, gate: str, x: Tensor, h: Tensor) -> Tensor:
@@ -76,6 +86,8 @@ class SpecCell(nn.Module):
 
 
 class KusupatiCell(nn.Module):
+    linear_gates = False
+
     def __init__(self, cell: Cell, draw: torch.Generator) -> None:
         super().__init__()
         _add_gate(self, "", cell, draw)
@@ -86,8 +98,8 @@ class KusupatiCell(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         inner = _apply(self, "", x, h)
-        z = torch.sigmoid(inner + self.b_z)
-        candidate = torch.tanh(inner + self.b_h)
+        z = _gate(inner + self.b_z, self.linear_gates)
+        candidate = _squash(inner + self.b_h, self.linear_gates)
         return (torch.sigmoid(self.zeta) * (1 - z) + torch.sigmoid(self.nu)) * candidate + z * h
 
     def dense(self) -> dict[str, Tensor]:
@@ -101,9 +113,15 @@ _CELLS = {"spec": SpecCell, "kusupati": KusupatiCell}
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """Heads before their softmax; n rows. Places that are not to be chosen have logits of -1e9."""
+    """Heads before their softmax; n rows. Places that are not to be chosen have logits of -1e9.
 
-    model: Tensor  # (n, 4)
+    `choice` is what the decision is made by: softmax of it is what the router says of its tiers (`model_probs`).
+    """
+
+    choice: Tensor  # (n, 4) of the deciding head, caution included
+    model: Tensor  # (n, 4) specification's head
+    quality: Tensor  # (n, 4) logits of each tier's quality in [0, 1]
+    utility: Tensor  # (n, 4) expected, with the likeliest bin
     context: Tensor  # (n, 5)
     temperature: Tensor  # (n,) in [0, 2]
     top_p: Tensor  # (n,) in [0, 1]
@@ -113,8 +131,9 @@ class Outputs:
 class RouterNetwork(nn.Module):
     """The cell, the heads, and as buffers what is measured and not trained.
 
-    `feature_mask` is 0 for places that the router must not look at. The shifts are added to the heads' biases after
-    training; they are 0 while it lasts.
+    `feature_mask` is 0 for places that the router must not look at. The shifts are added to the heads after training;
+    they are 0 while it lasts. `latency_s` and `cost` are what a tier is expected to take with each bin, `exchange` is
+    (lambda, mu), and utilities divided by `sharpness` are the logits of the choice where the quality head decides.
     """
 
     feature_mean: Tensor
@@ -125,11 +144,15 @@ class RouterNetwork(nn.Module):
     tier_shift: Tensor
     bin_shift: Tensor
     confidence_shift: Tensor
+    latency_s: Tensor
+    cost: Tensor
+    exchange: Tensor
+    sharpness: Tensor
 
-    def __init__(self, cell: Cell, seed: int = 0) -> None:
+    def __init__(self, cell: Cell, seed: int = 0, decides: str = QUALITY) -> None:
         super().__init__()
         draw = torch.Generator().manual_seed(seed)
-        self.built = cell
+        self.built, self.decides = cell, decides
         self.cell = cast(FastGRNN, _CELLS[cell.variant](cell, draw))
         self.heads = nn.ModuleDict({name: _head(cell.hidden, size, draw) for name, size in _HEADS.items()})
         for name in ("feature_scale", "feature_mask"):
@@ -140,6 +163,11 @@ class RouterNetwork(nn.Module):
         self.register_buffer("tier_shift", torch.zeros(N_TIERS))
         self.register_buffer("bin_shift", torch.zeros(N_BINS))
         self.register_buffer("confidence_shift", torch.zeros(()))
+        for name in ("latency_s", "cost"):
+            self.register_buffer(name, torch.zeros(N_TIERS, N_BINS))
+        self.register_buffer("exchange", torch.zeros(2))
+        self.register_buffer("sharpness", torch.ones(()))
+        self.wide = nn.Parameter(torch.zeros(sum(_WIDE.values()), N_FEATURES))
 
     def normalise(self, features: Tensor) -> Tensor:
         """Features as they are extracted -> the cell's input, masked places 0."""
@@ -160,31 +188,57 @@ class RouterNetwork(nn.Module):
             states.append(h)
         return torch.stack(states, dim=1)
 
-    def read(self, hidden: Tensor, all_bins: bool = False) -> Outputs:
-        """(n, H) -> heads. Bins that were never run are masked unless `all_bins`."""
+    def read(self, hidden: Tensor, x: Tensor, all_bins: bool = False) -> Outputs:
+        """(n, H) and the inputs it came from (n, 128) -> heads. Bins never run are masked unless `all_bins`."""
         logits = {name: head(hidden) for name, head in self.heads.items()}
+        wide = torch.split(x @ self.wide.T, list(_WIDE.values()), dim=1)
+        logits |= {name: logits[name] + part for name, part in zip(_WIDE, wide, strict=True)}
         context = logits["context"] + self.bin_shift
+        context = context if all_bins else context.masked_fill(self.bin_mask == 0, _MASKED)
+        absent = self.tier_mask == 0
+        model, quality = logits["model"].masked_fill(absent, _MASKED), logits["quality"]
+        utility = self.utility(quality, context.argmax(dim=1))
+        deciding = utility / self.sharpness if self.decides == QUALITY else model
         return Outputs(
-            model=(logits["model"] + self.tier_shift).masked_fill(self.tier_mask == 0, _MASKED),
-            context=context if all_bins else context.masked_fill(self.bin_mask == 0, _MASKED),
+            choice=(deciding + self.tier_shift).masked_fill(absent, _MASKED),
+            model=model,
+            quality=quality,
+            utility=utility,
+            context=context,
             temperature=2 * torch.sigmoid(logits["temperature"][:, 0]),
             top_p=torch.sigmoid(logits["top_p"][:, 0]),
             confidence=logits["confidence"][:, 0] + self.confidence_shift,
         )
 
+    def utility(self, quality: Tensor, places: Tensor) -> Tensor:
+        """Expected U (n, 4) on 1 to 5 of quality logits (n, 4), each row with the bin at `places` (n,)."""
+        expense = self.exchange[0] * self.latency_s + self.exchange[1] * self.cost  # (4, 5)
+        return 1 + 4 * torch.sigmoid(quality) - expense.T[places]
+
     def export_arrays(self) -> dict[str, NDArray[np.float32]]:
         """The arrays of router.safetensors: low rank multiplied out, masks and shifts folded in."""
-        arrays = self.cell.dense()
-        for name in [name for name in arrays if name.startswith("W_")]:
+        arrays = {**self.cell.dense(), "wide": self.wide}
+        for name in [name for name in arrays if name.startswith("W_") or name == "wide"]:
             arrays[name] = arrays[name] * self.feature_mask
-        shifts = {"model": self.tier_shift, "context": self.bin_shift, "confidence": self.confidence_shift}
+        shifts = {"context": self.bin_shift, "confidence": self.confidence_shift}
         for name, head in self.heads.items():
             linear = cast(nn.Linear, head)
             arrays[f"{name}.w"] = linear.weight
             arrays[f"{name}.b"] = linear.bias + shifts[name] if name in shifts else linear.bias
-        arrays |= {"feature_mean": self.feature_mean, "feature_scale": self.feature_scale}
+        for name in ("feature_mean", "feature_scale", "tier_shift", "latency_s", "cost"):
+            arrays[name] = getattr(self, name)
         # not ascontiguousarray: it turns a scalar array into shape (1,)
         return {name: np.array(tensor.detach().numpy(), dtype=np.float32, order="C") for name, tensor in arrays.items()}
+
+
+def _gate(inner: Tensor, linear: bool) -> Tensor:
+    """Sigmoid, or the line of its slope at 0 between 0 and 1: what a byte-sized router computes."""
+    return (inner / 4 + 0.5).clamp(0.0, 1.0) if linear else torch.sigmoid(inner)
+
+
+def _squash(inner: Tensor, linear: bool) -> Tensor:
+    """Tanh, or the line of its slope at 0 between -1 and 1 (Kusupati et al. 2018, section 3.2)."""
+    return inner.clamp(-1.0, 1.0) if linear else torch.tanh(inner)
 
 
 def _add_gate(module: nn.Module, suffix: str, cell: Cell, draw: torch.Generator) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 from ruvllm.errors import BundleError
 from ruvllm.router.decision import N_TIERS
 
-FORMAT = 1
+FORMAT = 2  # 1 had no quality head and no linear path
 KIND = "ruvllm-router"
 VARIANTS = ("spec", "kusupati")
+QUALITY, MODEL = "quality", "model"  # which head decides
+DECIDING = (QUALITY, MODEL)
 GOLDEN_TOLERANCE = 1e-5
 MAX_HIDDEN = 1024
 
@@ -41,6 +43,19 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Deciding:
+    """Which head chooses the tier. `quality`: argmax of 1 + 4 Q - lambda L - mu C; `model`: the specification's head.
+
+    model_probs are softmax(utility / sharpness) in the first case, the head's own in the second.
+    """
+
+    head: str = QUALITY
+    latency_weight: float = 0.0  # lambda, per second
+    cost_weight: float = 0.0  # mu
+    sharpness: float = 1.0
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`tiers`: four names, smallest tier first, '' where the ladder has none. `write_bundle` fills in `files`.
 
@@ -59,6 +74,7 @@ class Manifest:
     snapshot: str  # digest of the snapshot it was trained on
     metrics: Mapping[str, float] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
+    deciding: Deciding = field(default_factory=Deciding)
     tolerance: float = GOLDEN_TOLERANCE  # of the golden outputs, absolute
     files: Mapping[str, FileEntry] = field(default_factory=dict)
 
@@ -79,8 +95,16 @@ class Manifest:
         temperature, threshold = self.calibration.temperature, self.calibration.threshold
         _want(_is_number(temperature) and temperature > 0, "calibration temperature", temperature, "a number over 0")
         _want(_is_number(threshold) and 0 <= threshold <= 1, "calibration threshold", threshold, "0 to 1")
+        self._check_deciding()
         tolerance = self.tolerance
         _want(_is_number(tolerance) and 0 < tolerance <= GOLDEN_TOLERANCE, "tolerance", tolerance, "at most 1e-5")
+
+    def _check_deciding(self) -> None:
+        _want(self.deciding.head in DECIDING, "deciding head", self.deciding.head, " or ".join(DECIDING))
+        for name in ("latency_weight", "cost_weight", "sharpness"):
+            value = getattr(self.deciding, name)
+            least = 1e-6 if name == "sharpness" else 0.0
+            _want(_is_number(value) and value >= least, f"deciding {name}", value, f"a number of at least {least:g}")
 
     def to_json(self) -> bytes:
         """Canonical: the same manifest gives the same bytes."""
@@ -91,6 +115,7 @@ class Manifest:
             "tiers": list(self.tiers),
             "metrics": dict(self.metrics),
             "calibration": {**vars(self.calibration), "details": dict(self.calibration.details)},
+            "deciding": vars(self.deciding),
             "files": {name: vars(entry) for name, entry in self.files.items()},
         }
         return json.dumps(document, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=True).encode() + b"\n"
@@ -99,7 +124,7 @@ class Manifest:
 _PLAIN = (
     "version", "created_at", "ladder", "variant", "hidden", "layout_hash", "encoder_id", "snapshot", "tolerance",
 )  # fmt: skip
-_KEYS = {"format", "kind", "tiers", "metrics", "calibration", "files", *_PLAIN}
+_KEYS = {"format", "kind", "tiers", "metrics", "calibration", "deciding", "files", *_PLAIN}
 
 
 def parse_manifest(content: bytes) -> Manifest:
@@ -118,6 +143,7 @@ def parse_manifest(content: bytes) -> Manifest:
             tiers=tuple(document["tiers"]),
             metrics=dict(document["metrics"]),
             calibration=Calibration(**document["calibration"]),
+            deciding=Deciding(**document["deciding"]),
             files={name: FileEntry(**entry) for name, entry in document["files"].items()},
         )
     except (TypeError, ValueError, AttributeError) as error:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ruvllm.errors import InputError
 from ruvllm.inference.types import BINS, ROUTED_BINS
-from ruvllm.router.decision import N_TIERS, Allowed, Decision, RouterOutputs
+from ruvllm.router.decision import N_TIERS, Allowed, Decision, RouterOutputs, Tradeoff
 from ruvllm.router.runtime import RouterRuntime
 
 Array = NDArray[np.float32]
@@ -33,7 +33,13 @@ class _Draw:
 
 
 class Policy:
-    """Decides for one ladder. `floor` overrides the bundle's confidence threshold; `rng` draws the exploration."""
+    """Decides for one ladder. `floor` overrides the bundle's confidence threshold; `rng` draws the exploration.
+
+    `tradeoff` stands for the lambda and mu that the bundle was trained with.
+
+    Raises:
+        InputError: a setting is out of range, or the bundle's deciding head cannot trade.
+    """
 
     def __init__(
         self,
@@ -43,13 +49,16 @@ class Policy:
         rng: np.random.Generator,
         bins: Sequence[int] = ROUTED_BINS,
         floor: float | None = None,
+        tradeoff: Tradeoff | None = None,
     ) -> None:
         if len(tier_mask) != N_TIERS:
             raise InputError(f"tier mask: got {len(tier_mask)} places, want {N_TIERS}")
         if not 0 <= epsilon <= 1:
             raise InputError(f"epsilon: got {epsilon}, want 0 to 1")
         self.runtime = runtime
-        self._epsilon, self._rng = epsilon, rng
+        if runtime is not None and tradeoff is not None:
+            runtime.levels(tradeoff)  # refuses at once what would be refused at every request
+        self._epsilon, self._rng, self._tradeoff = epsilon, rng, tradeoff
         present = tuple(bool(name) for name in runtime.tiers) if runtime else (True,) * N_TIERS
         self._mask = Allowed(_both(tier_mask, present), tuple(context_bin in bins for context_bin in BINS))
         self._floor = floor if floor is not None else runtime.threshold if runtime else 0.0
@@ -80,7 +89,7 @@ class Policy:
         forced = forced_tier is not None or forced_bin is not None
         if self.runtime is None:
             return _cold(self._uniform(pairs, "forced" if forced else "cold-start"))
-        outputs = self.runtime.decide(features, hidden, left)
+        outputs = self.runtime.decide(features, hidden, left, self._tradeoff)
         greedy = _best(outputs, pairs)
         if forced:
             return _warm(_Draw(greedy, 1.0, "forced"), outputs, self.version)

@@ -1,16 +1,13 @@
-"""The promoted router on numpy: a small matrix product and a tanh per decision. Knows nothing of torch or policies.
+"""The promoted router on numpy: from features to the heads of one query. Knows nothing of torch or policies.
 
-FastGRNN, specification 5.1 (Kusupati et al. 2018, equation 2):
-z = sigmoid(W_z x + U_z h + b_z); h~ = tanh(W_h x + U_h (r h) + b_h); h' = (zeta (1 - z) + nu) h~ + z h.
-With sigmoid(a) = (1 + tanh(a / 2)) / 2 the gate rows are halved once, at load, and one tanh serves both. The weights
-are float64: at this size it costs a microsecond, and folding the feature scaling into them then costs no accuracy.
+The tier is chosen by the bundle's deciding head: the largest expected utility 1 + 4 Q - lambda L - mu C with the
+likeliest bin, lambda and mu the bundle's or the caller's; or the specification's model head.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,108 +15,51 @@ from numpy.typing import NDArray
 
 from ruvllm.errors import BundleError, InputError
 from ruvllm.router.bundle import Bundle, Golden, read_bundle
-from ruvllm.router.decision import N_BINS, N_TIERS, Allowed, RouterOutputs
+from ruvllm.router.compact import unpack
+from ruvllm.router.decision import N_BINS, Allowed, RouterOutputs, Tradeoff
+from ruvllm.router.folded import CONFIDENCE, CONTEXT, MODEL, QUALITIES, TEMPERATURE, TOP_P, fold
 from ruvllm.router.layout import N_FEATURES
-from ruvllm.router.manifest import Manifest
+from ruvllm.router.manifest import QUALITY, Manifest
 from ruvllm.router.transforms import Transforms
 
 Array = NDArray[np.float32]
 Weights = NDArray[np.float64]
 
-_HEADS = ("model", "context", "temperature", "top_p", "confidence")
 _ALL_BINS = (True,) * N_BINS
-
-
-@dataclass(frozen=True, eq=False)
-class _Cell:
-    """Folded weights. Rows of `w` and `b`: gate (halved), candidate, and the reset gate (halved) where there is one."""
-
-    w: Weights  # (2H or 3H, 128)
-    b: Weights  # (2H or 3H,)
-    u_z: Weights  # (H, H), halved
-    u_h: Weights  # (H, H)
-    u_r: Weights | None  # (H, H), halved
-    zeta: float
-    nu: float
-    head_w: Weights  # (12, H): 4 tiers, 5 bins, temperature, top_p, confidence
-    head_b: Weights  # (12,)
-
-    @classmethod
-    def fold(cls, arrays: Mapping[str, Array], calibration_temperature: float) -> _Cell:
-        """x = (features - mean) / scale goes into w and b, the calibration's temperature into the confidence head."""
-        wide = {name: array.astype(np.float64) for name, array in arrays.items()}
-        gates = [("z", 0.5), ("h", 1.0)] + ([("r", 0.5)] if "W_r" in wide else [])
-        w = np.concatenate([factor * wide[f"W_{gate}"] for gate, factor in gates]) / wide["feature_scale"]
-        b = np.concatenate([factor * wide[f"b_{gate}"] for gate, factor in gates])
-        head_w = np.concatenate([wide[f"{head}.w"] for head in _HEADS])
-        head_b = np.concatenate([wide[f"{head}.b"] for head in _HEADS])
-        head_w[-1] /= calibration_temperature
-        head_b[-1] /= calibration_temperature
-        return cls(
-            w=np.ascontiguousarray(w),
-            b=b - w @ wide["feature_mean"],
-            u_z=0.5 * wide["U_z"],
-            u_h=wide["U_h"],
-            u_r=0.5 * wide["U_r"] if "U_r" in wide else None,
-            zeta=float(wide["zeta"]),
-            nu=float(wide["nu"]),
-            head_w=head_w,
-            head_b=head_b,
-        )
-
-    def step(self, features: Weights, hidden: Weights | None) -> Weights:
-        """(128,), (H,) or None for a first turn -> (H,)."""
-        size = len(self.u_z)
-        inner = self.w @ features
-        inner += self.b
-        if hidden is None:  # h = 0: the recurrent weights have nothing to act on
-            gate_and_candidate = np.tanh(inner[: 2 * size])
-        else:
-            inner[:size] += self.u_z @ hidden
-            inner[size : 2 * size] += self.u_h @ self._reset(inner, hidden)
-            gate_and_candidate = np.tanh(inner[: 2 * size])
-        half_gate, candidate = 0.5 * gate_and_candidate[:size], gate_and_candidate[size:]  # z = 0.5 + half_gate
-        following: Weights = (self.zeta * (0.5 - half_gate) + self.nu) * candidate
-        if hidden is not None:
-            following += (0.5 + half_gate) * hidden
-        return following
-
-    def _reset(self, inner: Weights, hidden: Weights) -> Weights:
-        if self.u_r is None:
-            return hidden
-        reset: Weights = (0.5 + 0.5 * np.tanh(inner[2 * len(hidden) :] + self.u_r @ hidden)) * hidden
-        return reset
-
-    def heads(self, hidden: Weights) -> list[float]:
-        logits: list[float] = (self.head_w @ hidden + self.head_b).tolist()
-        return logits
+_ONE = np.ones(1)  # what the bias is multiplied by
 
 
 class RouterRuntime:
     """A loaded bundle that decides. Immutable, without shared buffers: any number of threads may use one."""
 
-    def __init__(self, bundle: Bundle, path: Path | None = None) -> None:
-        """Fold the weights and check the golden vectors.
+    def __init__(self, bundle: Bundle, path: Path | None = None, compact: bool = False) -> None:
+        """Fold the weights, or with `compact` those in bytes, and check the golden vectors.
 
         Raises:
-            BundleError: an output differs from the golden one by more than the tolerance.
+            BundleError: an output differs from the golden one by more than the tolerance, or the bundle has no weights
+                in bytes.
         """
         self.manifest: Manifest = bundle.manifest
         self.path = path  # the folder that it was loaded from
         self.sha256: str = bundle.sha256
         self.transforms: Transforms | None = bundle.transforms
+        self.has_compact = bundle.compact is not None
         self._present = tuple(bool(name) for name in self.tiers)
-        self._cell = _Cell.fold(bundle.arrays, bundle.manifest.calibration.temperature)
-        self._check_golden(bundle.golden)
+        arrays, golden = _in_bytes(bundle) if compact else (bundle.arrays, bundle.golden)
+        self.cell = fold(arrays, bundle.manifest.calibration.temperature, linear_gates=compact)
+        self.latency_s, self.cost, self.tier_shift = (arrays[name] for name in ("latency_s", "cost", "tier_shift"))
+        self._shift: list[float] = self.tier_shift.tolist()
+        self._level = self.levels(None).T.tolist()  # [bin][tier]
+        self._check_golden(golden)
 
     @classmethod
-    def load(cls, folder: Path, sha256: str | None = None) -> RouterRuntime:
+    def load(cls, folder: Path, sha256: str | None = None, compact: bool = False) -> RouterRuntime:
         """Read, verify and fold the bundle in `folder`.
 
         Raises:
             BundleError: a file is missing, altered or of another layout, or the golden vectors do not come out.
         """
-        return cls(read_bundle(folder, sha256), folder)
+        return cls(read_bundle(folder, sha256), folder, compact)
 
     @property
     def version(self) -> str:
@@ -165,26 +105,60 @@ class RouterRuntime:
                 " run a cycle with this encoder"
             )
 
-    def decide(self, features: Array, hidden: Array | None, allowed: Allowed) -> RouterOutputs:
-        """Heads for one query: features (128,), hidden (H,) or None on a session's first turn.
+    def levels(self, tradeoff: Tradeoff | None) -> Weights:
+        """(4, 5): expected utility of a tier with a bin, were its quality 0: 1 - lambda L - mu C.
 
         Raises:
-            InputError: a shape is wrong, a value is not finite, or no place is allowed.
+            InputError: a trade-off is given and the specification's head decides, which was trained for one.
         """
-        following = self._cell.step(
-            _vector("features", features, N_FEATURES),
-            None if hidden is None else _vector("hidden state", hidden, self.hidden_size),
+        deciding = self.manifest.deciding
+        if tradeoff is None:
+            tradeoff = Tradeoff(deciding.latency_weight, deciding.cost_weight)
+        elif deciding.head != QUALITY:
+            raise InputError(
+                f"trade-off: router {self.version} decides by its {deciding.head} head, which knows only the one it was"
+                " trained for; train with router.decides: quality"
+            )
+        expense = tradeoff.latency_weight * self.latency_s + tradeoff.cost_weight * self.cost
+        return np.asarray(1.0 - expense, dtype=np.float64)
+
+    def decide(
+        self, features: Array, hidden: Array | None, allowed: Allowed, tradeoff: Tradeoff | None = None
+    ) -> RouterOutputs:
+        """Heads for one query: features (128,), hidden (H,) or None on a session's first turn.
+
+        `tradeoff` stands for the bundle's lambda and mu; the confidence is still that of the bundle's.
+
+        Raises:
+            InputError: a shape is wrong, a value is not finite, no place is allowed, or the router cannot trade.
+        """
+        doubled, outputs = self.cell.step(_joined(features, hidden, self.hidden_size))
+        logits: list[float] = outputs.tolist()
+        bins = _shares("context bin", logits[CONTEXT], allowed.bins)
+        level = self._level if tradeoff is None else self.levels(tradeoff).T.tolist()
+        quality = tuple([_sigmoid(logit) for logit in logits[QUALITIES]])
+        utility = tuple([base + 4.0 * q for base, q in zip(level[bins.index(max(bins))], quality, strict=True)])
+        tiers = _shares(
+            "tier", self._choice(logits, utility), [a and b for a, b in zip(allowed.tiers, self._present, strict=True)]
         )
-        logits = self._cell.heads(following)
-        tiers = [a and b for a, b in zip(allowed.tiers, self._present, strict=True)]
         return RouterOutputs(
-            model_probs=_softmax("tier", logits[:N_TIERS], tiers),
-            context_probs=_softmax("context bin", logits[N_TIERS:-3], allowed.bins),
-            temperature=2.0 * _sigmoid(logits[-3]),
-            top_p=_sigmoid(logits[-2]),
-            confidence=_sigmoid(logits[-1]),
-            hidden=following.astype(np.float32),
+            model_probs=np.array(tiers, dtype=np.float32),
+            context_probs=np.array(bins, dtype=np.float32),
+            temperature=2.0 * _sigmoid(logits[TEMPERATURE]),
+            top_p=_sigmoid(logits[TOP_P]),
+            confidence=_sigmoid(logits[CONFIDENCE]),
+            hidden=(doubled * 0.5).astype(np.float32),
+            quality=quality,
+            utility=utility,
         )
+
+    def _choice(self, logits: list[float], utility: Sequence[float]) -> list[float]:
+        """Logits (4,) of the head that decides."""
+        deciding = self.manifest.deciding
+        if deciding.head == QUALITY:
+            sharp = 1.0 / deciding.sharpness
+            return [u * sharp + shift for u, shift in zip(utility, self._shift, strict=True)]
+        return [logit + shift for logit, shift in zip(logits[MODEL], self._shift, strict=True)]
 
     def _check_golden(self, golden: Golden) -> None:
         allowed = Allowed(self._present, _ALL_BINS)
@@ -200,29 +174,48 @@ class RouterRuntime:
                     )
 
 
+def _in_bytes(bundle: Bundle) -> tuple[Mapping[str, Array], Golden]:
+    if bundle.compact is None:
+        raise BundleError(
+            f"router {bundle.manifest.version}: has no weights in bytes; train with compression.kept below 1"
+        )
+    return unpack(bundle.compact.packed), bundle.compact.golden
+
+
 def _expected(golden: Golden, row: int) -> dict[str, NDArray[np.float32]]:
     arrays = golden.arrays()
-    names = ("model_probs", "context_probs", "temperature", "top_p", "confidence")
+    names = ("model_probs", "context_probs", "temperature", "top_p", "confidence", "quality", "utility")
     return {**{name: arrays[name][row] for name in names}, "hidden": golden.next_hidden[row]}
 
 
-def _vector(name: str, values: Array, size: int) -> Weights:
-    wide = np.asarray(values, dtype=np.float64)
-    if wide.shape != (size,):
-        raise InputError(f"{name}: shape {wide.shape}, want ({size},)")
-    if not math.isfinite(wide.dot(wide)):  # a tenth of the time of isfinite().all()
-        raise InputError(f"{name}: a value is not finite, want numbers")
-    return wide
+def _joined(features: Array, hidden: Array | None, size: int) -> Weights:
+    """(129,), or (128 + H + 1,) with the hidden state behind the features, and a 1; checked."""
+    given = np.asarray(features)
+    if given.shape != (N_FEATURES,):
+        raise InputError(f"features: shape {given.shape}, want ({N_FEATURES},)")
+    if hidden is None:
+        joined = np.concatenate((given, _ONE), dtype=np.float64)
+    else:
+        carried = np.asarray(hidden)
+        if carried.shape != (size,):
+            raise InputError(f"hidden state: shape {carried.shape}, want ({size},)")
+        joined = np.concatenate((given, carried, _ONE), dtype=np.float64)
+    if not math.isfinite(joined.dot(joined)):  # a tenth of the time of isfinite().all()
+        what = "hidden state" if np.isfinite(joined[:N_FEATURES]).all() else "features"
+        raise InputError(f"{what}: a value is not finite, want numbers")
+    return joined
 
 
-def _softmax(what: str, logits: list[float], allowed: Sequence[bool]) -> Array:
-    """Over the allowed places; the others are exactly 0."""
+def _shares(what: str, logits: list[float], allowed: Sequence[bool]) -> list[float]:
+    """Softmax over the allowed places; the others are exactly 0."""
     if len(allowed) != len(logits) or not any(allowed):
         raise InputError(f"{what}: none of {len(logits)} places is allowed, want at least one")
-    top = max(logit for logit, ok in zip(logits, allowed, strict=True) if ok)
-    weights = [math.exp(logit - top) if ok else 0.0 for logit, ok in zip(logits, allowed, strict=True)]
+    if not all(allowed):
+        logits = [logit if ok else -math.inf for logit, ok in zip(logits, allowed, strict=True)]
+    top = max(logits)
+    weights = [math.exp(logit - top) for logit in logits]
     total = sum(weights)
-    return np.array([weight / total for weight in weights], dtype=np.float32)
+    return [weight / total for weight in weights]
 
 
 def _sigmoid(logit: float) -> float:

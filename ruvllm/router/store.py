@@ -83,6 +83,10 @@ class BundleStore:
             verify_bundle(found.path, found.sha256)
         return found
 
+    def recent(self) -> tuple[Path, ...]:
+        """The folders of all bundles that are here, the one that was current last first; unverified."""
+        return tuple(sorted(self._installed(), key=lambda path: path.stat().st_mtime_ns, reverse=True))
+
     def prune(self, keep: int = 3) -> tuple[str, ...]:
         """Delete all but the `keep` bundles that were current last, never the current one. Returns their digests.
 
@@ -92,8 +96,7 @@ class BundleStore:
         if keep < 1:
             raise BundleError(f"bundles to keep: got {keep}, want at least 1")
         current = self._read_current()
-        others = [path for path in self._installed() if current is None or path.name != current.sha256]
-        newest_first = sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        newest_first = [path for path in self.recent() if current is None or path.name != current.sha256]
         doomed = newest_first[keep - (current is not None) :]
         for path in doomed:
             _remove(path)

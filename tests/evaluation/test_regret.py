@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ruvllm.errors import LearningError
-from ruvllm.evaluation.calibration import expected_calibration_error
+from ruvllm.evaluation.calibration import calibration_error, expected_calibration_error
 from ruvllm.evaluation.forgetting import forgetting
 from ruvllm.evaluation.regret import Outcomes, make_bootstrap, paired, regret
 
@@ -40,6 +40,12 @@ def test_questions_of_one_group_are_drawn_together():
 def test_nothing_held_out_is_an_error():
     with pytest.raises(LearningError, match="no held-out question"):
         make_bootstrap(np.array([], dtype=str), 10, seed=0)
+
+
+def test_calibration_error_of_scores_that_are_no_labels():
+    assert calibration_error(np.array([0.05, 0.05, 0.9]), np.array([0.1, 0.2, 0.5])) == pytest.approx((0.2 + 0.4) / 3)
+    with pytest.raises(LearningError, match="outside"):
+        calibration_error(np.array([np.nan]), np.array([0.5]))
 
 
 def test_expected_calibration_error_by_hand():

@@ -12,8 +12,9 @@ from ruvllm.embedding.adapter import EmbeddingAdapter, Floats, Role
 from ruvllm.errors import LearningError
 from ruvllm.learning.outcomes.baselines import LEARNERS, PROMPT_LENGTH, Boosting, Logistic, Means, Mlp, Random
 from ruvllm.learning.outcomes.features import EmbeddingCache, features_of, known_places
+from ruvllm.learning.outcomes.neighbours import PLACES, neighbour_scores, with_neighbours
 from ruvllm.learning.outcomes.networks import Training, make_reduction, tier_loss
-from ruvllm.learning.outcomes.ours import FastGrnnQuality
+from ruvllm.learning.outcomes.ours import FastGrnnQuality, Strength, contrast_loss, quality_logits, solve_linear
 from ruvllm.learning.outcomes.predictors import Array, Learner, Wide
 from ruvllm.router.layout import LAYOUT
 
@@ -27,6 +28,13 @@ def lesson(seed: int = 0, n: int = N, d: int = D) -> tuple[Array, Wide]:
     x = rng.normal(size=(n, d)).astype(np.float32)
     hard = x[:, 0] > 0
     return x, np.stack([np.where(hard, 0.1, 0.9), np.full(n, 0.5)], axis=1)
+
+
+def curved(seed: int = 0, n: int = N, d: int = D) -> tuple[Array, Wide]:
+    """The small tier fails where the first place is far out, on either side: no linear path sees that."""
+    x, score = lesson(seed, n, d)
+    score[:, 0] = np.where(np.abs(x[:, 0]) > 0.67, 0.05, 0.95)
+    return x, score
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +65,7 @@ def test_what_was_not_run_teaches_nothing(learner: Learner) -> None:
 
 @pytest.mark.parametrize("learner", [Mlp(), FastGrnnQuality(), Boosting()], ids=lambda learner: learner.name)
 def test_the_same_seed_gives_the_same_router(learner: Learner) -> None:
-    x, score = lesson(n=80)
+    x, score = curved()
     first, again, other = (learner.fit(x, score, seed).predict(x) for seed in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -120,11 +128,68 @@ def test_loss_by_hand() -> None:
 
 
 def test_every_weight_of_a_first_turn_gets_gradient() -> None:
-    fitted = FastGrnnQuality().fit(*lesson(d=128), 0)
-    logits = fitted.network(torch.randn(20, 128))  # type: ignore[attr-defined]
-    tier_loss(logits, torch.rand(20, 2), Training()).backward()
-    still = {n for n, p in fitted.network.named_parameters() if p.grad is None or not p.grad.abs().sum()}  # type: ignore[attr-defined]
-    assert still == {"cell.U1_z", "cell.U2_z", "cell.U1_h", "cell.U2_h"}  # h = 0: nothing recurs
+    network = FastGrnnQuality().fit_router(*lesson(d=128), 0).network
+    with torch.no_grad():
+        network.heads["quality"].weight.fill_(0.1)  # it starts at 0, and with no step chosen it still is
+    tier_loss(quality_logits(network, torch.randn(20, 128), 4), torch.rand(20, 4), Training()).backward()
+    still = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum()}
+    recurrent = {"cell.U1_z", "cell.U2_z", "cell.U1_h", "cell.U2_h"}  # h = 0: nothing recurs
+    others = {name for name in still if name.startswith("heads.") and not name.startswith("heads.quality")}
+    assert still == recurrent | others
+
+
+def test_the_linear_path_is_logistic_regression() -> None:
+    x, score = lesson(n=120)
+    score[:, 1] = np.random.default_rng(1).random(120)  # shares of a success
+    rows, wanted = torch.as_tensor(x), Logistic(strength=0.05).fit(x, score, 0)
+    scaled = torch.as_tensor(wanted.scaling.apply(x))  # type: ignore[attr-defined]
+    weight, bias = solve_linear(scaled, torch.as_tensor(score, dtype=torch.float32), Strength(0.05, 0.05))
+    got = torch.sigmoid(scaled @ weight.T + bias).numpy()
+    assert rows.shape == (120, D)
+    np.testing.assert_allclose(got, wanted.predict(x), atol=2e-3)
+
+
+def test_contrasts_can_be_held_back_where_the_level_is_not() -> None:
+    x, score = lesson()
+    rows, target = torch.as_tensor(x), torch.as_tensor(score, dtype=torch.float32)
+    free, _ = solve_linear(rows, target, Strength(1.0, 1.0))
+    tied, _ = solve_linear(rows, target, Strength(1.0, 1e-6))
+    assert (free[0] - free[1]).abs().max() > 0.5
+    assert (tied[0] - tied[1]).abs().max() < 1e-3
+    assert tied.abs().max() > 0.1  # what the tiers have in common is still learnt
+
+
+def test_the_cell_learns_what_the_linear_path_leaves_over() -> None:
+    x, score = curved(n=1200)
+    unseen, truth = curved(1, n=400)
+    straight = Logistic().fit(x, score, 0).predict(unseen).argmax(axis=1)
+    ours = FastGrnnQuality().fit_router(x, score, 0)
+    assert ours.steps > 0
+    assert np.mean(straight == truth.argmax(axis=1)) < 0.65
+    assert np.mean(ours.predict(unseen).argmax(axis=1) == truth.argmax(axis=1)) > 0.7
+
+
+def test_contrast_loss_by_hand() -> None:
+    logits = torch.zeros(2, 3)  # qualities of one half each: every difference is 0
+    score = torch.tensor([[1.0, 0.0, 0.5], [0.2, float("nan"), 0.6]])
+    assert contrast_loss(logits, score) == pytest.approx((1.0 + 0.25 + 0.25 + 0.16) / 4)
+
+
+def test_neighbours_outcomes_leave_out_the_query_and_its_like() -> None:
+    angle = np.array([0.0, 0.001, 0.02, 0.03, 1.5, 1.52])
+    vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    score = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1], [0.5, np.nan], [0.5, 0.5]])
+    groups = np.array([0, 0, 2, 3, 4, 5])  # the first two say the same
+    near = neighbour_scores(vectors, score, groups, np.arange(5), k=2)
+    mean = np.array([0.5, 0.5])
+    np.testing.assert_allclose(near[0], (np.array([0, 2]) + 10 * mean) / 12)  # rows 2 and 3, not itself nor its like
+    np.testing.assert_allclose(near[5, 1], (1 + 10 * 0.5) / 11)  # rows 4 and 3: one of them was not run
+    changed = score.copy()
+    changed[5] = 0.0
+    assert np.array_equal(neighbour_scores(vectors, changed, groups, np.arange(5), k=2), near)  # not a training row
+    filled = with_neighbours(np.zeros((6, 128), dtype=np.float32), near)
+    assert filled[0, PLACES.start] == pytest.approx((1 + 9 * near[0, 0]) / 10)
+    assert filled[:, : PLACES.start].any() == np.False_
 
 
 class CountingEncoder:

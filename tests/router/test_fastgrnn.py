@@ -74,6 +74,8 @@ def test_exported_arrays_are_the_dense_equation_of_the_runtime(cell):
         network.feature_scale.copy_(torch.as_tensor(rng.uniform(0.5, 2, size=128)))
         network.feature_mask[5] = 0
         network.tier_shift[1], network.bin_shift[2] = 0.7, -0.4
+        network.latency_s.copy_(torch.as_tensor(rng.uniform(size=(4, 5))))
+        network.exchange.copy_(torch.tensor([0.3, 0.2]))
         network.confidence_shift.fill_(0.2)
     a = network.export_arrays()
     assert {name: array.shape for name, array in a.items()} == router_shapes(6, cell.reset_gate)
@@ -84,13 +86,19 @@ def test_exported_arrays_are_the_dense_equation_of_the_runtime(cell):
     r = sigmoid(a["W_r"] @ x + a["U_r"] @ h + a["b_r"]) if cell.reset_gate else 1.0
     following = (a["zeta"] * (1 - z) + a["nu"]) * np.tanh(a["W_h"] @ x + a["U_h"] @ (r * h) + a["b_h"]) + z * h
     with torch.no_grad():
-        state = network.step(network.normalise(torch.as_tensor(features)[None]), torch.as_tensor(h)[None])
-        outputs = network.read(state)
+        inputs = network.normalise(torch.as_tensor(features)[None])
+        state = network.step(inputs, torch.as_tensor(h)[None])
+        outputs = network.read(state, inputs)
     np.testing.assert_allclose(state[0].numpy(), following, atol=1e-5)
-    for head in ("model", "context", "confidence"):
-        np.testing.assert_allclose(
-            np.ravel(getattr(outputs, head)), a[f"{head}.w"] @ following + a[f"{head}.b"], atol=1e-5
-        )
+    wide = dict(zip(("model", "context", "quality", "confidence"), np.split(a["wide"] @ x, [4, 9, 13]), strict=True))
+    for head, straight in wide.items():
+        logits = a[f"{head}.w"] @ following + straight + a[f"{head}.b"]
+        np.testing.assert_allclose(np.ravel(getattr(outputs, head)), logits, atol=1e-5)
+    place = int(outputs.context.argmax())
+    quality = sigmoid(a["quality.w"] @ following + wide["quality"] + a["quality.b"])
+    utility = 1 + 4 * quality - 0.3 * a["latency_s"][:, place] - 0.2 * a["cost"][:, place]
+    np.testing.assert_allclose(outputs.utility[0].numpy(), utility, atol=1e-5)
+    np.testing.assert_allclose(outputs.choice[0].numpy(), utility + a["tier_shift"], atol=1e-5)
     top_p = sigmoid(a["top_p.w"] @ following + a["top_p.b"])
     np.testing.assert_allclose(outputs.top_p.numpy(), top_p, atol=1e-5)
     temperature = 2 * sigmoid(a["temperature.w"] @ following + a["temperature.b"])
@@ -107,7 +115,7 @@ def test_kusupati_starts_its_scalars_before_the_sigmoid():
 def test_every_parameter_receives_gradient_from_sessions(cell, tmp_path: Path):
     snapshot = write_fake_snapshot(tmp_path / "s.npz", fake_arrays(24, 6, session_share=1.0))
     document = load_config(PROJECT_ROOT / "params.yaml").as_dict()
-    document["router"] = {
+    document["router"] |= {
         "variant": cell.variant, "hidden": cell.hidden, "rank": cell.rank, "reset_gate": cell.reset_gate
     }  # fmt: skip
     config, targets, features = parse_config(document), make_targets(snapshot), features_for(snapshot, None)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from ruvllm.errors import InputError
 from ruvllm.inference.types import BINS
-from ruvllm.router.decision import Allowed, Decision
+from ruvllm.router.decision import Allowed, Decision, Tradeoff
 from ruvllm.router.fake import write_random_bundle
+from ruvllm.router.manifest import Deciding
 from ruvllm.router.policy import Policy
 from ruvllm.router.runtime import RouterRuntime
 
@@ -166,6 +167,19 @@ def test_a_tier_that_the_router_never_learned_is_not_explored(tmp_path: Path) ->
 def test_unknown_epsilon_is_refused(runtime: RouterRuntime) -> None:
     with pytest.raises(InputError, match=r"epsilon: got 1\.5"):
         policy(runtime, epsilon=1.5)
+
+
+def test_lambda_and_mu_of_the_policy_move_its_decisions(runtime: RouterRuntime, tmp_path: Path) -> None:
+    rng, outputs = np.random.default_rng(0), runtime.decide(FEATURES, None, ALL)
+    place = int(outputs.context_probs.argmax())
+    free = Policy(runtime, ALL_TIERS, 0.0, rng, bins=BINS, floor=0.0, tradeoff=Tradeoff(0.0, 0.0))
+    dear = Policy(runtime, ALL_TIERS, 0.0, rng, bins=BINS, floor=0.0, tradeoff=Tradeoff(0.0, 1e4))
+    assert decide(free).tier == int(np.argmax(outputs.quality))
+    assert decide(dear).tier == int(runtime.cost[:, place].argmin())
+    assert max(decide(dear).model_probs) == decide(dear).model_probs[decide(dear).tier]  # they say what was decided
+    write_random_bundle(tmp_path / "spec", tiers=FOUR, deciding=Deciding("model"))
+    with pytest.raises(InputError, match="trade-off"):
+        Policy(RouterRuntime.load(tmp_path / "spec"), ALL_TIERS, 0.0, rng, tradeoff=Tradeoff(0.0, 1.0))
 
 
 # --- deadlines ---

@@ -142,7 +142,7 @@ def test_a_flipped_weight_with_a_fitting_manifest_fails_the_golden_vectors(bundl
     path = folder / "router.safetensors"
     content = bytearray(path.read_bytes())
     header = int.from_bytes(content[:8], "little")
-    start, _ = json.loads(content[8 : 8 + header])["model.b"]["data_offsets"]
+    start, _ = json.loads(content[8 : 8 + header])["quality.b"]["data_offsets"]
     content[8 + header + start + 2] ^= 0x40  # a high bit of the mantissa
     path.write_bytes(bytes(content))
     digest = resign(folder)
@@ -154,7 +154,7 @@ def test_a_flipped_weight_with_a_fitting_manifest_fails_the_golden_vectors(bundl
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=2), "format is 2"),
+        (lambda d: d.update(format=1), "format is 1"),
         (lambda d: d.update(kind="pickle"), "kind is 'pickle'"),
         (lambda d: d.update(surprise=1), "surprise"),
         (lambda d: d.pop("snapshot"), "snapshot"),
@@ -171,6 +171,9 @@ def test_a_flipped_weight_with_a_fitting_manifest_fails_the_golden_vectors(bundl
             "calibration temperature is 0",
         ),
         (lambda d: d.update(calibration={"kelvin": 0}), "kelvin"),
+        (lambda d: d["deciding"].update(head="coin"), "deciding head is 'coin'"),
+        (lambda d: d["deciding"].update(sharpness=0), "deciding sharpness is 0"),
+        (lambda d: d["deciding"].pop("head") and d["deciding"].update(tail=1), "tail"),
         (lambda d: d.update(metrics={"regret": "low"}), "metrics regret is 'low'"),
         (lambda d: d.update(metrics={"regret": 10**400}), "metrics regret is 1000"),
         (lambda d: d["files"].pop("golden.safetensors"), "want router.safetensors and golden.safetensors"),

@@ -12,9 +12,11 @@ import pytest
 
 from ruvllm.errors import BundleError, InputError
 from ruvllm.router.bundle import read_bundle
-from ruvllm.router.decision import Allowed
+from ruvllm.router.decision import Allowed, Tradeoff
 from ruvllm.router.fake import write_random_bundle
+from ruvllm.router.folded import fold
 from ruvllm.router.layout import LAYOUT
+from ruvllm.router.manifest import Deciding
 from ruvllm.router.runtime import RouterRuntime
 
 ALL = Allowed((True,) * 4, (True,) * 5)
@@ -34,8 +36,18 @@ def softmax(logits: list[float], allowed: tuple[bool, ...]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
+def split(rows: list[float]) -> list[list[float]]:
+    """The linear path's 14 rows by head."""
+    return [rows[:4], rows[4:9], rows[9:13], rows[13:]]
+
+
 def equations(
-    a: Mapping[str, np.ndarray], features: np.ndarray, hidden: list[float], allowed: Allowed, temperature: float
+    a: Mapping[str, np.ndarray],
+    features: np.ndarray,
+    hidden: list[float],
+    allowed: Allowed,
+    temperature: float,
+    deciding: Deciding,
 ) -> dict[str, object]:
     """Specification 5.1 and 5.2, one unit at a time."""
     x = [
@@ -53,11 +65,26 @@ def equations(
     zeta, nu = float(a["zeta"]), float(a["nu"])
     after = [(zeta * (1 - zi) + nu) * ci + zi * hi for zi, ci, hi in zip(z, candidate, hidden, strict=True)]
 
-    def head(name: str) -> list[float]:
-        return [w + float(b) for w, b in zip(matvec(a[f"{name}.w"], after), a[f"{name}.b"], strict=True)]
+    straight = dict(zip(("model", "context", "quality", "confidence"), split(matvec(a["wide"], x)), strict=True))
 
+    def head(name: str) -> list[float]:
+        carried = zip(matvec(a[f"{name}.w"], after), a[f"{name}.b"], strict=True)
+        wide = straight.get(name, [0.0])
+        return [w + float(b) + s for (w, b), s in zip(carried, wide, strict=True)]
+
+    logits = head("context")
+    place = logits.index(max(logits))
+    quality = [sigmoid(logit) for logit in head("quality")]
+    utility = [
+        1 + 4 * q - deciding.latency_weight * float(seconds) - deciding.cost_weight * float(cost)
+        for q, seconds, cost in zip(quality, a["latency_s"][:, place], a["cost"][:, place], strict=True)
+    ]
+    by_quality = deciding.head == "quality"
+    choice = [u / deciding.sharpness for u in utility] if by_quality else head("model")
     return {
-        "model_probs": softmax(head("model"), allowed.tiers),
+        "quality": quality,
+        "utility": utility,
+        "model_probs": softmax([c + float(s) for c, s in zip(choice, a["tier_shift"], strict=True)], allowed.tiers),
         "context_probs": softmax(head("context"), allowed.bins),
         "temperature": 2 * sigmoid(head("temperature")[0]),
         "top_p": sigmoid(head("top_p")[0]),
@@ -66,18 +93,22 @@ def equations(
     }
 
 
+@pytest.mark.parametrize("head", ["quality", "model"])
 @pytest.mark.parametrize("reset_gate", [False, True])
 @pytest.mark.parametrize("size", [32, 64])
-def test_runtime_is_the_specifications_equations(tmp_path: Path, size: int, reset_gate: bool) -> None:
-    folder = tmp_path / "bundle"
-    write_random_bundle(folder, tiers=FOUR, seed=size, hidden=size, reset_gate=reset_gate, temperature=1.7)
+def test_runtime_is_the_specifications_equations(tmp_path: Path, size: int, reset_gate: bool, head: str) -> None:
+    folder, deciding = tmp_path / "bundle", Deciding(head, 0.2, 0.7, 0.4)
+    write_random_bundle(
+        folder, tiers=FOUR, seed=size, hidden=size, reset_gate=reset_gate, temperature=1.7, deciding=deciding
+    )
     arrays, runtime = read_bundle(folder).arrays, RouterRuntime.load(folder)
     rng = np.random.default_rng(size)
     for carried in (False, True, True):
         features = rng.uniform(LAYOUT.low, LAYOUT.high).astype(np.float32)
         hidden = rng.normal(0, 0.7, size).astype(np.float32) if carried else None
         got = runtime.decide(features, hidden, ALL)
-        want = equations(arrays, features, hidden.tolist() if hidden is not None else [0.0] * size, ALL, 1.7)
+        before = hidden.tolist() if hidden is not None else [0.0] * size
+        want = equations(arrays, features, before, ALL, 1.7, deciding)
         for name, value in want.items():
             np.testing.assert_allclose(getattr(got, name), value, atol=1e-5, err_msg=name)
 
@@ -100,9 +131,29 @@ def test_extreme_weights_saturate_without_a_warning(tmp_path: Path) -> None:
     write_random_bundle(folder)
     huge = {name: array * 1e6 for name, array in read_bundle(folder).arrays.items()}
     huge["feature_scale"] = read_bundle(folder).arrays["feature_scale"]
-    runtime = RouterRuntime.load(folder)
-    cell = type(runtime._cell).fold(huge, 1.0)
-    assert np.isfinite(cell.heads(cell.step(np.ones(128), np.ones(32)))).all()
+    doubled, logits = fold(huge, 1.0).step(np.ones(161))
+    assert np.isfinite(doubled).all()
+    assert np.isfinite(logits).all()
+
+
+def test_lambda_and_mu_move_at_decision_time(tmp_path: Path) -> None:
+    write_random_bundle(tmp_path / "bundle", tiers=FOUR)
+    runtime, features = RouterRuntime.load(tmp_path / "bundle"), np.full(128, 0.5, dtype=np.float32)
+    default = runtime.decide(features, None, ALL)
+    own = runtime.decide(features, None, ALL, Tradeoff(0.1, 0.5))
+    assert own.model_probs.tolist() == default.model_probs.tolist()
+    free, dear = (runtime.decide(features, None, ALL, Tradeoff(0.0, mu)) for mu in (0.0, 1000.0))
+    place = int(free.context_probs.argmax())
+    assert int(free.model_probs.argmax()) == int(np.argmax(free.quality))
+    assert int(dear.model_probs.argmax()) == int(runtime.cost[:, place].argmin())
+    assert free.quality == dear.quality  # what it expects does not depend on what it is worth
+
+
+def test_the_specifications_head_knows_one_trade_off_only(tmp_path: Path) -> None:
+    write_random_bundle(tmp_path / "bundle", deciding=Deciding("model"))
+    runtime = RouterRuntime.load(tmp_path / "bundle")
+    with pytest.raises(InputError, match=r"decides by its model head.*router\.decides: quality"):
+        runtime.decide(np.zeros(128, dtype=np.float32), None, ALL, Tradeoff(0.1, 0.1))
 
 
 @pytest.mark.parametrize(

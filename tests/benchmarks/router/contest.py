@@ -21,6 +21,7 @@ from ruvllm.evaluation.regret import Bootstrap, Interval, make_bootstrap
 from ruvllm.evaluation.routing import CallCurve, call_curve
 from ruvllm.learning.outcomes.baselines import LEARNERS, PROMPT_LENGTH, Means, Random
 from ruvllm.learning.outcomes.features import features_of, tokens_of
+from ruvllm.learning.outcomes.neighbours import neighbour_scores, with_neighbours
 from ruvllm.learning.outcomes.ours import FastGrnnQuality
 from ruvllm.learning.outcomes.predictors import Learner
 from ruvllm.learning.outcomes.prices import fit_prices
@@ -84,6 +85,7 @@ class Arena:
     def __init__(self, outcomes: OutcomeSet, embedding: Array) -> None:
         self.outcomes, self._embedding = outcomes, embedding
         self._grounds: dict[int, list[Ground]] = {}
+        self._groups = groups_of(outcomes.queries)
 
     def grounds(self, seed: int) -> list[Ground]:
         """By the official split, whatever the seed, or one a fold."""
@@ -107,7 +109,8 @@ class Arena:
     def _ground(self, split: Split) -> Ground:
         queries, embedding = self.outcomes.queries, self._embedding
         length = np.array([[np.log1p(tokens_of(query))] for query in queries], dtype=np.float32)
-        features = features_of(queries, embedding, fit_transforms(embedding[split.train], 0))
+        near = neighbour_scores(embedding, self.outcomes.score, self._groups, split.train)
+        features = with_neighbours(features_of(queries, embedding, fit_transforms(embedding[split.train], 0)), near)
         both = np.concatenate([length, embedding], axis=1)
         prices = fit_prices(both[split.train], self.outcomes.cost[split.train])
         return Ground(split, {"none": length, "features": features, "embedding": embedding}, prices.predict(both))
@@ -146,6 +149,14 @@ def measure(arena: Arena, learner: Learner, view: str, seeds: int) -> Measured:
 def apgr_of(arena: Arena, learner: Learner, view: str, seed: int) -> float:
     """APGR over cost of one seed."""
     made = arena.predict(learner, view, seed)
+    return _reach(made, arena.outcomes.score[made.rows], arena.outcomes.cost[made.rows]).apgr
+
+
+def reached_apgr(arena: Arena, parts: Sequence[Predictions]) -> float:
+    """APGR over cost of predictions that were made split by split."""
+    rows, quality, price = (np.concatenate([getattr(p, n) for p in parts]) for n in ("rows", "quality", "price"))
+    order = np.argsort(rows)
+    made = Predictions(rows[order], quality[order], price[order])
     return _reach(made, arena.outcomes.score[made.rows], arena.outcomes.cost[made.rows]).apgr
 
 

@@ -25,10 +25,12 @@ it, and lambda moves at decision time. Queries that stand on both sides, word fo
 Intervals are 95 %, of a bootstrap over groups of equal queries, on outcomes averaged over the seeds; they do not hold
 the spread of training, which stands beside them (sd over seeds).
 
-`features` are those of the router's 128 that a query alone determines (no memory, no user, no clock); `embedding` is
-the encoder's vector alone. The hull is that of fixed mixtures, its coin set on the tested rows themselves: no router
-without knowledge of the query lies above it. APGR over cost is the area of the recovered gap between the cheapest and
-the best tier at tenths of the cost range; with two tiers RouteLLM's own protocol stands beside it.
+`features` are those of the router's 128 that a query alone determines (no user, no clock), and in the places of
+historical accuracy what the 40 nearest training queries brought on each tier, those that say the same left out;
+`embedding` is the encoder's vector alone. The hull is that of fixed mixtures, its coin set on the tested rows
+themselves: no router without knowledge of the query lies above it. APGR over cost is the area of the recovered gap
+between the cheapest and the best tier at tenths of the cost range; with two tiers RouteLLM's own protocol stands
+beside it.
 
 ![Quality against cost](router-outcomes.png)
 """
