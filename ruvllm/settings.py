@@ -58,11 +58,21 @@ class Settings:
     collect_budget_later_s: float = 75.0  # of the nights after it, which only add to the oracle
     nightly_cron: str = "0 2 * * *"
     timezone: str = "UTC"
+    alert_webhook_file: str = ""  # holds the address that late, failed and stuck runs call; empty: nobody is called
     host: str = "127.0.0.1"
+    access: str = "auto"  # auto | open | keys: who may ask the gateway (ruvllm/serving/keys.py)
+    queue: int = 8  # requests that may wait for a model
+    queue_tokens: int = 16384  # prompt tokens that may wait for a model
+    key_concurrency: int = 4  # requests at once of a key that says nothing else
+    spool_mb: int = 64  # of answers kept on disk while Postgres is away; 0: none is kept
+    probe_key_file: str = ""  # holds the API key with which a night asks the gateway, where that wants one
+    log_prompts: bool = False  # questions and answers in the gateway's log, where a request's privacy level is public
+    otel_endpoint: str = ""  # OTLP over HTTP, "http://127.0.0.1:4318/v1/traces"; empty: no spans are made
     gateway_port: int = 0  # 0: chosen once for this checkout and kept in the state directory
     prefect_port: int = 0
     mlflow_port: int = 0
     mlflow_tracking_uri: str = ""  # empty: sqlite and local artifacts in the state directory
+    mlflow_identities_file: str = ""  # who acts as trainer, promoter, reviewer there (ruvllm registry identities)
     writeback_threshold: float = 0.75  # quality in [0, 1]
     duplicate_cosine: float = 0.95
     duplicate_jaccard: float = 0.8
@@ -101,6 +111,11 @@ class Settings:
         _between("replica_staleness_s", self.replica_staleness_s, 0.01, 3600.0)
         _between("replica_poll_s", self.replica_poll_s, 0.01, 3600.0)
         _between("replica_memory_mb", self.replica_memory_mb, 0, 2**24)
+        _one_of("access", self.access, ("auto", "open", "keys"))
+        _between("queue", self.queue, 0, 10_000)
+        _between("queue_tokens", self.queue_tokens, 1, 2**31)
+        _between("key_concurrency", self.key_concurrency, 1, 10_000)
+        _between("spool_mb", self.spool_mb, 0, 2**20)
         for port in ("gateway_port", "prefect_port", "mlflow_port"):
             _between(port, getattr(self, port), 0, 65535)
         for seconds in ("deadline_s", "collect_budget_s", "collect_budget_later_s"):
@@ -121,6 +136,11 @@ class Settings:
     def router_dir(self) -> Path:
         """The local cache of promoted bundles: `<sha256>/` and `current.json`."""
         return self.state_dir / "router"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Answers that Postgres could not take yet."""
+        return self.state_dir / "spool"
 
     @property
     def replica_dir(self) -> Path:

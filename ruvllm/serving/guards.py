@@ -1,4 +1,4 @@
-"""What stands before the application: a bounded body, a request id, a measured duration. Plain ASGI; no routing."""
+"""What stands before the application: bounded headers and body, request id, measured time. Plain ASGI, no routing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,30 @@ from ruvllm.serving.errors import Kind, error_response
 from ruvllm.serving.metrics import Metrics
 
 MAX_BODY = 1024 * 1024
+MAX_HEADERS = 16 * 1024
 BODY_TIMEOUT_S = 15.0
 REQUEST_ID = "x-request-id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 _TOO_LARGE = Kind(413, "invalid_request_error", "request_too_large")
+_TOO_MUCH = Kind(431, "invalid_request_error", "headers_too_large")
 _TOO_SLOW = Kind(408, "invalid_request_error", "request_timeout")
+
+
+class HeaderLimit:
+    """Refuses a request whose header names and values have more than `limit` bytes together."""
+
+    def __init__(self, app: ASGIApp, limit: int = MAX_HEADERS) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            size = sum(len(name) + len(value) for name, value in scope["headers"])
+            if size > self.limit:
+                message = f"headers: got {size} bytes, want at most {self.limit}"
+                await error_response(_TOO_MUCH, message)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 class BodyLimit:
