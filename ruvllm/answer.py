@@ -1,4 +1,4 @@
-"""One request, from text to stored interaction; the same for the CLI, the flows and the gateway.
+"""One request, from text to stored interaction, whole or streamed; the same for the CLI, the flows and the gateway.
 
 Knows nothing of HTTP, Prefect or MLflow. text -> clean_text -> embed -> search -> features -> router -> context within
 the chosen bin -> generate -> interaction and outbox row in one transaction. Scoring and write-back happen after, from
@@ -8,83 +8,64 @@ the outbox.
 from __future__ import annotations
 
 import logging
-import math
-import re
-import threading
 import time
-import uuid
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from itertools import chain
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ruvllm.embedding.adapter import EmbeddingAdapter
-from ruvllm.errors import BackendError, DatabaseError, InputError, OverloadedError, UnknownTierError, WorkerDiedError
-from ruvllm.inference.deadlines import Paces, too_slow
+from ruvllm.asking import Answer, Ask, checked_bin, cleaned
+from ruvllm.errors import (
+    BackendError,
+    DatabaseError,
+    OverloadedError,
+    SpoolFullError,
+    TooLargeError,
+    WorkerDiedError,
+)
 from ruvllm.inference.pool import ModelPool
-from ruvllm.inference.prompt import assemble, build
+from ruvllm.inference.prompt import assemble, build, several_lines
 from ruvllm.inference.tiers import Ladder, cost
-from ruvllm.inference.types import BINS, ROUTED_BINS, Generation, Sampling
+from ruvllm.inference.types import ROUTED_BINS, Generation, Model, Prompt, Sampling, Stream
 from ruvllm.interactions import Interaction, Interactions
 from ruvllm.memory.records import Hit, Vector
 from ruvllm.memory.store import Memory
-from ruvllm.router import language
-from ruvllm.router.decision import N_TIERS, Allowed, Decision
-from ruvllm.router.features import FeatureInput, extract
-from ruvllm.router.live import NOTHING_KNOWN, InFlight, Live, Now
+from ruvllm.offering import Offer
+from ruvllm.perception import Perception
+from ruvllm.privacy import Level, level
+from ruvllm.router.decision import Decision
+from ruvllm.router.live import InFlight, Live
 from ruvllm.router.policy import Policy
 from ruvllm.router.runtime import RouterRuntime
+from ruvllm.sessions import Session, Sessions, key_of, trimmed
 from ruvllm.settings import Settings
+from ruvllm.streaming import AnswerStream
 from ruvllm.text import clean_text
 
+__all__ = ["Answer", "AnswerStream", "Answerer", "Ask", "Perception", "Sessions", "Spooling", "Trial"]
+
 log = logging.getLogger(__name__)
-
-_MAX_SESSIONS = 1000
-_WORDS = re.compile(r"\w+|[^\w\s]")
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One question. `gold`, where known, scores the answer; `history` is (question, answer) of earlier turns."""
-
-    question: str
-    history: tuple[tuple[str, str], ...] = ()
-    session_id: str | None = None
-    turn: int = 1
-    request_id: str = ""
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    forced_tier: str | None = None
-    forced_bin: int | None = None
-    latency_budget_s: float | None = None
-    gold: tuple[str, ...] | None = None
-    cycle_id: str | None = None
-    domain: str = ""
-    writer: str = ""
+T = TypeVar("T")
+_NEXT_TIER = (WorkerDiedError, OverloadedError, BackendError)  # another tier may well answer
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a request became. `stage_ms` holds embed, search, features, route, assemble, generate and store."""
+class Spooling(Protocol):
+    """Where an interaction waits that Postgres could not take; it raises SpoolFullError where it cannot."""
 
-    request_id: str
-    text: str
-    tier: str
-    context_bin: int
-    decision: Decision
-    generation: Generation
-    hits: tuple[Hit, ...]
-    used: tuple[int, ...]  # ids of the nodes in the prompt
-    stage_ms: dict[str, float]
-    total_ms: float
-    cost: float
-    degraded: tuple[str, ...] = ()
-    quality: float | None = None
+    def append(self, tenant: str, row: Interaction) -> None: ...
+
+
+class Trial(Protocol):
+    """A candidate beside the champion: it decides the units that it serves, and for the others what it would have."""
+
+    @property
+    def runtime(self) -> RouterRuntime: ...
+
+    def serves(self, unit: str) -> bool: ...
 
 
 @dataclass
@@ -100,81 +81,42 @@ class _Clock:
         try:
             yield
         finally:
-            self.stages[name] = (time.perf_counter() - before) * 1000
+            self.took(name, before)
+
+    def took(self, name: str, since: float) -> None:
+        self.stages[name] = (time.perf_counter() - since) * 1000
 
     def total(self) -> float:
         return (time.perf_counter() - self.started) * 1000
 
 
-class Sessions:
-    """The router's hidden state per session, bounded; a new router version starts all of them afresh."""
+@dataclass
+class _Run:
+    """One request on its way. What is decided comes first, then the tier that answers and what it was shown."""
 
-    def __init__(self, limit: int = _MAX_SESSIONS) -> None:
-        self._states: OrderedDict[tuple[str, str], NDArray[np.float32]] = OrderedDict()
-        self._limit = limit
-        self._lock = threading.Lock()
-
-    def get(self, session_id: str | None, version: str) -> NDArray[np.float32] | None:
-        with self._lock:
-            return self._states.get((session_id, version)) if session_id else None
-
-    def put(self, session_id: str | None, version: str, hidden: NDArray[np.float32] | None) -> None:
-        if session_id is None or hidden is None:
-            return
-        with self._lock:
-            self._states[(session_id, version)] = hidden
-            self._states.move_to_end((session_id, version))
-            while len(self._states) > self._limit:
-                self._states.popitem(last=False)
-
-
-class Perception:
-    """What the router sees of a question: its vector, what memory holds near it, the 128 features."""
-
-    def __init__(self, settings: Settings, embedder: EmbeddingAdapter, memory: Memory) -> None:
-        self.settings, self.embedder, self.memory = settings, embedder, memory
-        language.warm()
-
-    def vector(self, ask: Ask) -> Vector:
-        """(d,) unit vector; a follow-up is embedded behind the question that opened its session."""
-        return self.embedder.embed_one(f"{ask.history[0][0]} {ask.question}" if ask.history else ask.question)
-
-    def search(self, vector: Vector, reader: str = "") -> list[Hit]:
-        return self.memory.search(vector, self.settings.search_k, reader=reader)
-
-    def features(
-        self,
-        ask: Ask,
-        vector: Vector,
-        hits: Sequence[Hit],
-        runtime: RouterRuntime | None,
-        queue_depth: int = 0,
-        known: Now = NOTHING_KNOWN,
-        concurrent: float = math.nan,
-    ) -> NDArray[np.float32]:
-        """(128,) float32. `known` and `concurrent` are of the service that asks; unknown outside one."""
-        return extract(
-            FeatureInput(
-                question=ask.question,
-                token_count=len(_WORDS.findall(ask.question)),
-                embedding=vector,
-                similarities=np.array([hit.similarity for hit in hits], dtype=np.float32),
-                hit_embeddings=np.array([h.embedding for h in hits], dtype=np.float32).reshape(len(hits), vector.size),
-                hit_domains=tuple(hit.node.domain for hit in hits),
-                k_asked=self.settings.search_k,
-                turn=ask.turn,
-                latency_budget_s=ask.latency_budget_s or self.settings.deadline_s,
-                queue_depth=queue_depth,
-                concurrent=concurrent,
-                now=datetime.now(),
-                **vars(known),
-            ),
-            runtime.transforms if runtime else None,
-        )
+    ask: Ask
+    policy: Policy
+    level: Level
+    session: Session
+    refused: dict[int, str]
+    clock: _Clock
+    degraded: list[str] = field(default_factory=list)
+    decision: Decision = field(init=False)
+    hits: list[Hit] = field(default_factory=list)
+    features: NDArray[np.float32] = field(init=False)
+    tier: int = 0
+    context_bin: int = 0
+    used: tuple[int, ...] = ()
+    began: float = 0.0  # of the generation
+    ttft_ms: float | None = None
 
 
 class Answerer:
-    """Answers questions with the promoted router, or by the declared cold-start rule before there is one."""
+    """Answers questions with the promoted router, or by the declared cold-start rule before there is one.
+
+    `spool` keeps what Postgres cannot take; `trial` gives the candidate of the moment and `shadow` takes what it would
+    have decided (request id, decision): a gateway sets them.
+    """
 
     def __init__(
         self,
@@ -187,13 +129,15 @@ class Answerer:
     ) -> None:
         self.settings, self.pool, self.perception, self.interactions = settings, pool, perception, interactions
         self.ladder: Ladder = pool.ladder
-        self.live = Live(interactions.database)
+        self.live = Live(interactions.database, tiers=self.ladder.names)
+        self.sessions = Sessions()
+        self.spool: Spooling | None = None
+        self.trial: Callable[[], Trial | None] = lambda: None
+        self.shadow: Callable[[str, Decision], None] = lambda request_id, decision: None
         self._in_flight = InFlight()
-        self._sessions = Sessions()
         self._rng = np.random.default_rng(seed)
-        self._tier_mask = tuple(place < len(self.ladder.tiers) for place in range(N_TIERS))
-        self._paces = [Paces() for _ in self.ladder.tiers]
-        self._told: frozenset[tuple[int, int]] = frozenset()
+        self._offer = Offer(settings, self.ladder)
+        self._candidate: Policy | None = None
         self.use_router(runtime)
 
     def use_router(self, runtime: RouterRuntime | None) -> None:
@@ -204,24 +148,39 @@ class Answerer:
         """
         if runtime is not None:
             runtime.require(self.ladder.name, self.ladder.names, self.perception.embedder.id)
-        self._policy = Policy(
-            runtime,
-            self._tier_mask,
-            self.settings.explore,
-            self._rng,
-            bins=ROUTED_BINS,
-            floor=self.settings.confidence_floor or None,
-        )
+        self._policy = self._policy_of(runtime)
+
+    def _policy_of(self, runtime: RouterRuntime | None) -> Policy:
+        floor = self.settings.confidence_floor or None
+        return Policy(runtime, self._offer.tier_mask, self.settings.explore, self._rng, bins=ROUTED_BINS, floor=floor)
 
     @property
     def router_version(self) -> str:
         """The promoted version; '' before the first promotion."""
         return self._policy.version
 
+    @property
+    def encoder(self) -> str:
+        return self.perception.embedder.id
+
+    @property
+    def memory(self) -> Memory:
+        return self.perception.memory
+
+    def embed(self, texts: list[str]) -> Vector:
+        """(n, d) unit vectors of the encoder that memory uses."""
+        return self.perception.embedder.embed([clean_text(text, "input") for text in texts])
+
+    # --- the three ways to ask ----------------------------------------------------------------------------------------
+
     def route(self, ask: Ask) -> tuple[Decision, tuple[Hit, ...]]:
         """The decision for a question and what memory found, without generating."""
-        decision, hits, _, _ = self._decide(self._policy, _cleaned(ask), _Clock(), [])
-        return decision, tuple(hits)
+        run = self._begun(ask)
+        return run.decision, tuple(run.hits)
+
+    def excluded(self, ask: Ask) -> dict[str, str]:
+        """Tiers that the request itself rules out, and why."""
+        return {self.ladder.names[index]: why for index, why in self._offer.refused(ask).items()}
 
     def answer(self, ask: Ask) -> Answer:
         """Answer one question and store the interaction.
@@ -231,67 +190,89 @@ class Answerer:
             InferenceError: every tier that was allowed failed.
         """
         with self._in_flight.one_more():
-            return self._answered(ask)
+            run = self._begun(ask)
+            return self._ended(run, self._with_a_tier(run, lambda model, *asked: model.generate(*asked)))
 
-    def _answered(self, ask: Ask) -> Answer:
-        ask, clock, policy = _cleaned(ask), _Clock(), self._policy
-        degraded: list[str] = []
-        decision, hits, features, hidden_version = self._decide(policy, ask, clock, degraded)
-        generation, used, tier_index = self._generate(ask, decision, hits, clock, degraded)
-        self._sessions.put(ask.session_id, hidden_version, decision.hidden)
-        tier = self.ladder.tiers[tier_index]
-        answer = Answer(
-            request_id=ask.request_id,
-            text=generation.text,
-            tier=tier.name,
-            context_bin=decision.context_bin,
-            decision=decision,
-            generation=generation,
-            hits=tuple(hits),
-            used=tuple(used),
-            stage_ms=clock.stages,
-            total_ms=clock.total(),
-            cost=cost(tier, self.ladder, generation.prompt_tokens, generation.completion_tokens),
+    def stream(self, ask: Ask) -> AnswerStream:
+        """The same, told while it is made: the decision is there at once, the stored answer at the end.
+
+        Another tier steps in only before the first piece; what then goes wrong comes out of the iteration. A stream
+        that is closed or cancelled before its end stores nothing.
+
+        Raises:
+            InputError: the text or a parameter is unacceptable.
+        """
+        with ExitStack() as opened:
+            opened.enter_context(self._in_flight.one_more())
+            run = self._begun(ask)
+            counted = opened.pop_all()
+        return AnswerStream(
+            run.decision,
+            tuple(run.hits),
+            speaker=lambda: self.ladder.names[run.tier],
+            open=lambda hold: self._with_a_tier(run, lambda *asked: self._first_piece(run, hold, *asked)),
+            end=lambda generation: self._ended(run, generation),
+            over=counted.close,
         )
-        return self._stored(ask, answer, features, clock, degraded)
 
-    def _decide(
-        self, policy: Policy, ask: Ask, clock: _Clock, degraded: list[str]
-    ) -> tuple[Decision, list[Hit], NDArray[np.float32], str]:
+    def _first_piece(
+        self, run: _Run, hold: Callable[[Stream], None], model: Model, prompt: Prompt, sampling: Sampling, left: float
+    ) -> Iterator[str]:
+        """Waits for the first piece, so that whatever stands before it is another tier's chance."""
+        stream = model.stream(prompt, sampling, left)
+        hold(stream)
+        try:
+            pieces = iter(stream)
+            first = next(pieces, "")
+        except BaseException:
+            stream.close()
+            raise
+        run.ttft_ms = run.clock.total()
+        return chain([first] if first else [], pieces)
+
+    # --- the decision -------------------------------------------------------------------------------------------------
+
+    def _begun(self, ask: Ask) -> _Run:
+        ask, policy, clock = cleaned(ask), self._policy, _Clock()
+        trial = self.trial()
+        if trial is not None and trial.serves(ask.unit):
+            policy = self._candidate_of(trial)
+        session = self.sessions.get(key_of(ask.writer, ask.session_id, ask.history))
+        if ask.kept_history:
+            ask = replace(ask, history=session.history, turn=session.turns + 1)
+        run = _Run(ask, policy, level(ask.privacy), session, self._offer.refused(ask), clock)
+        self._decide(run)
+        if trial is not None and policy is self._policy:
+            self.shadow(ask.request_id, self._decided_by(self._candidate_of(trial), run))
+        return run
+
+    def _candidate_of(self, trial: Trial) -> Policy:
+        if self._candidate is None or self._candidate.runtime is not trial.runtime:
+            self._candidate = self._policy_of(trial.runtime)
+        return self._candidate
+
+    def _decide(self, run: _Run) -> None:
+        ask, clock = run.ask, run.clock
         with clock.stage("embed"):
             vector = self.perception.vector(ask)
         with clock.stage("search"):
-            hits = self._search(vector, ask, degraded)
+            run.hits = self._search(vector, ask, run.degraded)
         with clock.stage("features"):
             known, concurrent = self.live.now(ask.writer), max(1, self._in_flight.count)
-            features = self.perception.features(ask, vector, hits, policy.runtime, self.pool.waiting, known, concurrent)
-        with clock.stage("route"):
-            decision = policy.decide(
-                features,
-                self._sessions.get(ask.session_id, policy.version),
-                self._allowed(ask),
-                forced_tier=self._tier_index(ask.forced_tier),
-                forced_bin=_checked_bin(ask.forced_bin),
+            run.features = self.perception.features(
+                ask, vector, run.hits, run.policy.runtime, self.pool.waiting, known, concurrent
             )
-        return decision, hits, features, policy.version
+        with clock.stage("route"):
+            run.decision = self._decided_by(run.policy, run)
+        run.tier, run.context_bin = run.decision.tier, run.decision.context_bin
 
-    def _allowed(self, ask: Ask) -> Allowed:
-        """What can be done in the time that the request has, at the pace of the latest answers."""
-        paces = [each.pace for each in self._paces]
-        slow = too_slow(paces, ask.max_tokens or self.settings.max_tokens, self._deadline(ask))
-        if ask.latency_budget_s is None and slow != self._told:
-            self._told = slow
-            log.warning("%s", self._slowness(slow))
-        return Allowed(self._tier_mask, tuple(b in ROUTED_BINS for b in BINS), slow)
-
-    def _deadline(self, ask: Ask) -> float:
-        return min(ask.latency_budget_s or self.settings.deadline_s, self.settings.deadline_s)
-
-    def _slowness(self, slow: frozenset[tuple[int, int]]) -> str:
-        pairs = ", ".join(f"{self.ladder.tiers[tier].name} at {BINS[place]} tokens" for tier, place in sorted(slow))
-        limit = f"{self.settings.deadline_s:g} s (RUVLLM_DEADLINE_S)"
-        return (
-            f"too slow here for {limit}, so not offered to the router: {pairs}" if pairs else f"all fits {limit} again"
+    def _decided_by(self, policy: Policy, run: _Run) -> Decision:
+        return policy.decide(
+            run.features,
+            run.session.hidden_of(policy.version),
+            self._offer.allowed(run.ask, run.refused),
+            forced_tier=self._offer.place_of(run.ask.forced_tier, run.refused),
+            forced_bin=checked_bin(run.ask.forced_bin),
         )
 
     def _search(self, vector: Vector, ask: Ask, degraded: list[str]) -> list[Hit]:
@@ -302,70 +283,123 @@ class Answerer:
             degraded.append("memory")
             return []
 
-    def _generate(
-        self, ask: Ask, decision: Decision, hits: list[Hit], clock: _Clock, degraded: list[str]
-    ) -> tuple[Generation, list[int], int]:
-        """Generate with the chosen tier; if its process dies, with the next one that is there."""
+    # --- the answer ---------------------------------------------------------------------------------------------------
+
+    def _with_a_tier(self, run: _Run, ask: Callable[[Model, Prompt, Sampling, float], T]) -> T:
+        """What `ask` gives for the chosen tier; if its process dies, for the next one that is there."""
         last: Exception | None = None
-        for index in self._order(decision.tier, forced=ask.forced_tier is not None):
+        for index in self._offer.order(run.ask, run.decision.tier, run.refused):
+            run.tier = index
             try:
-                generation, used = self._generate_with(index, ask, decision, hits, clock)
-                return generation, used, index
-            except (WorkerDiedError, OverloadedError, BackendError) as error:
-                log.warning("tier %s: %s", self.ladder.tiers[index].name, error)
-                degraded.append(f"tier:{self.ladder.tiers[index].name}")
+                return self._with_a_bin(run, ask)
+            except _NEXT_TIER as error:
+                log.warning("tier %s: %s", self.ladder.names[index], error)
+                run.degraded.append(f"tier:{self.ladder.names[index]}")
                 last = error
         assert last is not None
         raise last
 
-    def _order(self, first: int, forced: bool) -> list[int]:
-        others = [] if forced else [i for i in range(len(self.ladder.tiers)) if i != first]
-        return [first, *others]
+    def _with_a_bin(self, run: _Run, ask: Callable[[Model, Prompt, Sampling, float], T]) -> T:
+        """With the chosen context bin, or the widest below it whose prompt the model can take."""
+        wanted = run.context_bin = run.decision.context_bin
+        narrower = [] if run.ask.forced_bin else [b for b in ROUTED_BINS if b < wanted]
+        while True:
+            try:
+                return self._asked(run, ask)
+            except TooLargeError:
+                if not narrower:
+                    raise
+                run.degraded.append(f"bin:{run.context_bin}")
+                run.context_bin = narrower.pop()
 
-    def _generate_with(
-        self, index: int, ask: Ask, decision: Decision, hits: list[Hit], clock: _Clock
-    ) -> tuple[Generation, list[int]]:
-        tier, model = self.ladder.tiers[index], self.pool.model(index)
-        passages = [hit.node.text for hit in hits]
-        with clock.stage("assemble"):
-            chosen = assemble(tier, model, passages, decision.context_bin)
-            prompt = build(tier, ask.question, [passages[i] for i in chosen], ask.history)
-        with clock.stage("generate"):
-            sampling = self._sampling(ask, decision)
-            generation = model.generate(prompt, sampling, self._deadline(ask))
-        self._paces[index].saw(generation)
-        return generation, [hits[i].node.id for i in chosen]
+    def _asked(self, run: _Run, ask: Callable[[Model, Prompt, Sampling, float], T]) -> T:
+        tier, model = self.ladder.tiers[run.tier], self.pool.model(run.tier)
+        passages = [hit.node.text for hit in run.hits]
+        with run.clock.stage("assemble"):
+            chosen = assemble(tier, model, passages, run.context_bin)
+            shown = [passages[i] for i in chosen]
+            prompt = build(tier, run.ask.question, shown, run.ask.history, run.ask.instructions)
+        run.used = tuple(run.hits[i].node.id for i in chosen)
+        run.began = time.perf_counter()
+        return ask(model, prompt, self._sampling(run), self._offer.deadline(run.ask))
 
-    def _sampling(self, ask: Ask, decision: Decision) -> Sampling:
-        return Sampling(
+    def _sampling(self, run: _Run) -> Sampling:
+        ask, decision = run.ask, run.decision
+        sampling = Sampling(
             temperature=decision.temperature if ask.temperature is None else ask.temperature,
             top_p=decision.top_p if ask.top_p is None else ask.top_p,
             max_tokens=ask.max_tokens or self.settings.max_tokens,
+            seed=ask.seed,
+            stop=ask.stop,
+        )
+        return several_lines(self.ladder.tiers[run.tier], sampling) if ask.lines else sampling
+
+    def _ended(self, run: _Run, generation: Generation) -> Answer:
+        run.clock.took("generate", run.began)
+        self._offer.saw(run.tier, generation)
+        tier = self.ladder.tiers[run.tier]
+        answer = Answer(
+            request_id=run.ask.request_id,
+            text=generation.text,
+            tier=tier.name,
+            context_bin=run.context_bin,
+            decision=run.decision,
+            generation=generation,
+            hits=tuple(run.hits),
+            used=run.used,
+            stage_ms=run.clock.stages,
+            total_ms=run.clock.total(),
+            cost=cost(tier, self.ladder, generation.prompt_tokens, generation.completion_tokens),
+            ttft_ms=run.ttft_ms,
+        )
+        self._keep_session(run, answer)
+        return self._stored(run, answer)
+
+    def _keep_session(self, run: _Run, answer: Answer) -> None:
+        """History only for sessions with an id: a client that names none sends the turns itself."""
+        ask, hidden, said = run.ask, run.decision.hidden, answer.text.strip()
+        if not run.level.keeps_session or (ask.session_id is None and hidden is None):
+            return
+        history = (*ask.history, (ask.question, said)) if said else ask.history
+        kept = trimmed(history) if ask.session_id is not None else ()
+        session = Session(kept, ask.turn, hidden, run.policy.version)
+        self.sessions.put(key_of(ask.writer, ask.session_id, history), session)
+
+    # --- what is kept of it -------------------------------------------------------------------------------------------
+
+    def _stored(self, run: _Run, answer: Answer) -> Answer:
+        with run.clock.stage("store"):
+            outcome = self._store(run, answer) if run.level.stores else "off"
+        return replace(
+            answer,
+            stage_ms=dict(run.clock.stages),
+            total_ms=run.clock.total(),
+            degraded=tuple(run.degraded),
+            writeback=outcome if run.level.writes_back else "off",
         )
 
-    def _tier_index(self, name: str | None) -> int | None:
-        if name is None:
-            return None
-        if name not in self.ladder.names:
-            raise UnknownTierError(
-                f"tier {name!r}: not in the ladder {self.ladder.name}; want one of {self._choices()}"
-            )
-        return self.ladder.names.index(name)
+    def _store(self, run: _Run, answer: Answer) -> str:
+        marked = (*run.degraded, run.level.mark) if run.level.mark else tuple(run.degraded)
+        row = Interaction.of(run.ask, answer, run.features, self.ladder.name, marked)
+        try:
+            self.interactions.record(row)
+        except DatabaseError as error:
+            log.warning("interaction %s was not stored: %s", answer.request_id, error)
+            return self._spooled(run, row)
+        return "stored"
 
-    def _choices(self) -> str:
-        return ", ".join(("auto", *self.ladder.names))
-
-    def _stored(
-        self, ask: Ask, answer: Answer, features: NDArray[np.float32], clock: _Clock, degraded: list[str]
-    ) -> Answer:
-        with clock.stage("store"):
-            try:
-                row = Interaction.of(ask, answer, features, self.ladder.name, tuple(degraded))
-                self.interactions.record(row)
-            except DatabaseError as error:
-                log.warning("interaction %s was not stored: %s", answer.request_id, error)
-                degraded.append("interaction-not-stored")
-        return _replace_times(answer, clock, tuple(degraded))
+    def _spooled(self, run: _Run, row: Interaction) -> str:
+        if self.spool is None:
+            run.degraded.append("interaction-not-stored")
+            return "dropped"
+        try:
+            self.spool.append(self.interactions.database.tenant, row)
+        except SpoolFullError as error:
+            log.error("%s", error)
+            run.degraded.append("write-back-dropped")
+            return "dropped"
+        run.degraded.append("write-back-spooled")
+        return "spooled"
 
     def settle_outbox(self, limit: int = 100) -> int:
         """Score and write back up to `limit` stored answers; returns how many were settled.
@@ -381,26 +415,7 @@ class Answerer:
         """Store feedback on an earlier answer; it scores the answer at the next settling.
 
         Raises:
-            InputError: no interaction of that id, or nothing was said.
+            NotFoundError: no interaction of that id.
+            InputError: nothing was said, or what was said is unacceptable.
         """
         self.interactions.feedback(request_id, rating, correction, task_success, writer)
-
-
-def _cleaned(ask: Ask) -> Ask:
-    history = tuple((clean_text(q, "history"), clean_text(a, "history")) for q, a in ask.history)
-    return replace(
-        ask,
-        question=clean_text(ask.question, "question"),
-        history=history,
-        request_id=ask.request_id or str(uuid.uuid4()),
-    )
-
-
-def _checked_bin(context_bin: int | None) -> int | None:
-    if context_bin is not None and context_bin not in ROUTED_BINS:
-        raise InputError(f"context bin {context_bin}: want one of {', '.join(map(str, ROUTED_BINS))}")
-    return context_bin
-
-
-def _replace_times(answer: Answer, clock: _Clock, degraded: tuple[str, ...]) -> Answer:
-    return replace(answer, stage_ms=dict(clock.stages), total_ms=clock.total(), degraded=degraded)

@@ -11,7 +11,9 @@ import hashlib
 import json
 import logging
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,17 +22,19 @@ from psycopg import Connection, OperationalError
 from psycopg.rows import dict_row
 
 from ruvllm.database.pool import Database
-from ruvllm.errors import DatabaseError, InputError
+from ruvllm.errors import DatabaseError, InputError, NotFoundError
 from ruvllm.evaluation.qa import score_answer
+from ruvllm.learning.experience import keep_experience
 from ruvllm.memory.records import WriteBack
 from ruvllm.memory.store import Memory
 from ruvllm.memory.tidy import decay
 from ruvllm.memory.writing.writes import KEY_LIMIT
+from ruvllm.privacy import MARK
 from ruvllm.router.layout import LAYOUT
 from ruvllm.text import clean_text, is_clean
 
 if TYPE_CHECKING:
-    from ruvllm.answer import Answer, Ask
+    from ruvllm.asking import Answer, Ask
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ _COLUMNS = (
     "request_id", "tenant", "cycle_id", "session_id", "turn", "question", "history", "answer", "gold", "domain", "tier",
     "context_bin", "temperature", "top_p", "decided_by", "confidence", "propensity", "router_version", "ladder",
     "layout_hash", "features", "retrieved", "similarities", "used", "writer", "prompt_tokens", "cached_tokens",
-    "completion_tokens", "cost", "stage_ms", "total_ms", "degraded",
+    "completion_tokens", "cost", "stage_ms", "total_ms", "degraded", "asked_at",
 )  # fmt: skip
 
 
@@ -100,19 +104,20 @@ class Interaction:
                 "stage_ms": json.dumps({name: round(ms, 3) for name, ms in answer.stage_ms.items()}),
                 "total_ms": answer.total_ms,
                 "degraded": list(degraded),
+                "asked_at": _now(),  # one that is stored late is dated by its asking
             }
         )
 
 
 class Interactions:
-    """The requests of one tenant."""
+    """The requests of one tenant. `on_quality` hears the quality in [0, 1] of each answer that gets one."""
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    def __init__(self, database: Database, on_quality: Callable[[float], object] = lambda quality: None) -> None:
+        self.database, self.on_quality = database, on_quality
 
     def record(self, row: Interaction) -> None:
         """Store the interaction and its outbox row; a request id that is there already is left as it is."""
-        values = {**row.values, "tenant": self.database.tenant}
+        values = {"asked_at": _now(), **row.values, "tenant": self.database.tenant}
         with self.database.transaction() as connection:
             stored = connection.execute(_INSERT, values).fetchone()
             if stored is not None:
@@ -124,7 +129,8 @@ class Interactions:
         """Store feedback and queue the answer for scoring.
 
         Raises:
-            InputError: nothing was said, the rating is out of range, or no such request.
+            NotFoundError: no such request.
+            InputError: nothing was said, or the rating or correction is unacceptable.
         """
         if rating is None and correction is None and task_success is None:
             raise InputError("feedback: got nothing, want a rating from 1 to 5, a correction or task_success")
@@ -137,7 +143,7 @@ class Interactions:
                 (request_id, self.database.tenant),
             ).fetchone()
             if found is None:
-                raise InputError(f"request {request_id!r}: no such interaction; use the x-request-id of an answer")
+                raise NotFoundError(f"request {request_id!r}: no such interaction; use the x-request-id of an answer")
             connection.execute(
                 "INSERT INTO serving.feedback (tenant, interaction, rating, correction, task_success, writer)"
                 " VALUES (%s, %s, %s, %s, %s, %s)",
@@ -174,12 +180,14 @@ class Interactions:
                 if row is None:
                     return None
                 outbox = row["outbox"]
-                _settle_row(memory, connection, row)
+                quality = _settle_row(memory, connection, row)
         except Exception as error:  # whatever one row does, the others come next; what is not its fault is raised again
             if outbox is None or _nobodys_fault(error):
                 raise
             self._put_off(outbox, error)
             return False
+        if quality is not None:
+            self.on_quality(quality)
         return True
 
     def _put_off(self, outbox: int, error: Exception) -> None:
@@ -190,20 +198,24 @@ class Interactions:
         log.warning("outbox row %s %s: %s", outbox, "was given up" if given_up == (True,) else "is put off", error)
 
 
-def _settle_row(memory: Memory, connection: Connection, row: dict[str, object]) -> None:
-    quality, source = _score(connection, row)
-    result = _write_back(memory, connection, row, quality, source)
+def _settle_row(memory: Memory, connection: Connection, row: dict[str, object]) -> float | None:
+    """The answer's quality, where there is one."""
+    given = _feedback(connection, row)
+    quality, source = _score(connection, row, given)
+    result = _kept(memory, connection, row, quality, source)
     if quality is not None:
         decay.reinforce(connection, row["used"], quality)  # type: ignore[arg-type]  # bigint[]
         connection.execute(
             "UPDATE serving.interactions SET quality = %s, quality_source = %s WHERE id = %s",
             (quality, source, row["interaction"]),
         )
+        keep_experience(connection, int(str(row["interaction"])))
     connection.execute(
         "UPDATE serving.outbox SET outcome = %s, node = %s, done_at = now(), attempts = attempts + 1,"
         " last_error = NULL WHERE id = %s",
         (result.outcome, result.node, row["outbox"]),
     )
+    return quality
 
 
 def _nobodys_fault(error: Exception) -> bool:
@@ -226,7 +238,7 @@ _AWAY = ("08", "53", "57", "58")  # connection lost, resources short, shutdown, 
 # The due row that has waited longest; one that another process works on is left to it.
 _NEXT = """
     SELECT o.id AS outbox, i.id AS interaction, i.question, i.history, i.answer, i.gold, i.domain, i.used, i.writer,
-           i.session_id, i.turn, o.idempotency_key AS key
+           i.session_id, i.turn, i.degraded, o.idempotency_key AS key
     FROM serving.outbox o JOIN serving.interactions i ON i.id = o.interaction
     WHERE o.done_at IS NULL AND (o.attempts = 0 OR o.retry_at <= now())
     ORDER BY o.id LIMIT 1 FOR UPDATE OF o SKIP LOCKED
@@ -255,27 +267,89 @@ def _enqueue(connection: Connection, interaction: int, tenant: str, key: str) ->
     )
 
 
-def _score(connection: Connection, row: dict[str, object]) -> tuple[float | None, str | None]:
-    """Quality in [0, 1] and where it comes from. Feedback outranks gold; without either there is no score."""
+@dataclass(frozen=True)
+class _Feedback:
+    """The latest that was said of an answer."""
+
+    rating: int | None
+    task_success: bool | None
+    corrected: bool
+
+    @property
+    def quality(self) -> float:
+        """A rating counts first, then task success; an answer that was only corrected was wrong."""
+        if self.rating is not None:
+            return (self.rating - 1) / 4
+        if self.task_success is not None:
+            return float(self.task_success)
+        return 0.0 if self.corrected else 1.0
+
+
+@dataclass(frozen=True)
+class _Correction:
+    """The latest text that was given in place of an answer."""
+
+    feedback: int
+    text: str
+    writer: str
+
+
+def _feedback(connection: Connection, row: dict[str, object]) -> _Feedback | None:
     given = connection.execute(
         "SELECT rating, task_success, correction IS NOT NULL FROM serving.feedback"
         " WHERE interaction = %s ORDER BY id DESC LIMIT 1",
         (row["interaction"],),
     ).fetchone()
+    return None if given is None else _Feedback(*given)
+
+
+def _correction(connection: Connection, row: dict[str, object]) -> _Correction | None:
+    given = connection.execute(
+        "SELECT id, correction, writer FROM serving.feedback"
+        " WHERE interaction = %s AND correction IS NOT NULL ORDER BY id DESC LIMIT 1",
+        (row["interaction"],),
+    ).fetchone()
+    return None if given is None else _Correction(*given)
+
+
+def _score(connection: Connection, row: dict[str, object], given: _Feedback | None) -> tuple[float | None, str | None]:
+    """Quality in [0, 1] and where it comes from. Feedback outranks gold, and gold a judge; else there is no score."""
     if given is not None:
-        return _feedback_quality(*given), "feedback"
+        return given.quality, "feedback"
     if row["gold"]:
         return score_answer(str(row["answer"]), list(row["gold"])), "gold"  # type: ignore[call-overload]  # text[]
-    return None, None
+    judged = connection.execute(
+        "SELECT quality FROM serving.judgements WHERE interaction = %s AND quality IS NOT NULL", (row["interaction"],)
+    ).fetchone()
+    return (float(judged[0]), "judge") if judged is not None else (None, None)
 
 
-def _feedback_quality(rating: int | None, task_success: bool | None, corrected: bool) -> float:
-    """A rating counts first, then task success; an answer that was only corrected was wrong."""
-    if rating is not None:
-        return (rating - 1) / 4
-    if task_success is not None:
-        return float(task_success)
-    return 0.0 if corrected else 1.0
+def _kept(
+    memory: Memory, connection: Connection, row: dict[str, object], quality: float | None, source: str | None
+) -> WriteBack:
+    """What becomes memory: the user's correction where there is one, else the answer if it is good enough."""
+    if marks := [mark for mark in row["degraded"] if mark.startswith(MARK)]:  # type: ignore[attr-defined]  # text[]
+        return WriteBack("skipped", None, f"{marks[0]}: nothing of it becomes memory")
+    if (given := _correction(connection, row)) is not None:
+        return _write_correction(memory, connection, row, given)
+    return _write_back(memory, connection, row, quality, source)
+
+
+def _write_correction(memory: Memory, connection: Connection, row: dict[str, object], given: _Correction) -> WriteBack:
+    """A Fact of the corrector's own: untrusted, so found by them alone until it is corroborated; better than the rest.
+
+    It comes from what they know and not from the passages that were shown, so it is derived from none.
+    """
+    return memory.write_back(
+        question=_whole_question(row),
+        answer=given.text,
+        quality=1.0,
+        quality_source="feedback",
+        writer=given.writer,
+        domain=str(row["domain"]),
+        connection=connection,
+        key=f"correction:{given.feedback}",
+    )
 
 
 def _write_back(
@@ -309,3 +383,8 @@ def _whole_question(row: dict[str, object]) -> str:
     """A follow-up alone means nothing to a later reader: it goes behind the question that opened the session."""
     history: list[list[str]] = row["history"]  # type: ignore[assignment]  # jsonb
     return f"{history[0][0]} {row['question']}" if history else str(row["question"])
+
+
+def _now() -> str:
+    """ISO 8601, so that a row can wait on disk as JSON."""
+    return datetime.now(UTC).isoformat()

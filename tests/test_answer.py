@@ -11,17 +11,30 @@ from ruvllm.answer import Answerer, Ask, Perception
 from ruvllm.database.dsn import with_database
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
-from ruvllm.errors import BackendError, BundleError, InputError, UnknownTierError, WorkerDiedError
-from ruvllm.inference.fake import FakeModel
+from ruvllm.errors import (
+    BackendError,
+    BundleError,
+    CancelledError,
+    DatabaseError,
+    InferenceError,
+    InputError,
+    TooLargeError,
+    UnknownTierError,
+    WorkerDiedError,
+)
+from ruvllm.inference.fake import FakeModel, prompt_text
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.tiers import Ladder, load_catalogue
 from ruvllm.interactions import Interactions
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.store import Memory
+from ruvllm.privacy import LEVELS
+from ruvllm.router.classifiers import Classifiers, Linear
 from ruvllm.router.fake import write_random_bundle
-from ruvllm.router.layout import DOMAINS, LAYOUT
+from ruvllm.router.layout import DOMAINS, HISTORY, LAYOUT
 from ruvllm.router.live import Live
 from ruvllm.router.runtime import RouterRuntime
+from ruvllm.sessions import Session, Sessions, key_of, trimmed
 
 CAPITAL = "Ghana - Geography. Capital: Accra. Location: Western Africa."
 QUESTION = "What is the capital of Ghana?"
@@ -192,18 +205,199 @@ def test_a_tier_that_was_too_slow_is_not_asked_for_more_than_it_can_do_in_time(a
     assert answerer.route(Ask(QUESTION, max_tokens=2, latency_budget_s=0.56, forced_bin=1024))[0].context_bin == 1024
 
 
-def test_what_is_known_of_users_and_history_reaches_the_router(answerer, database):
+def test_what_is_known_of_users_and_history_reaches_the_router(answerer, database, monkeypatch):
+    geography = np.eye(16)[DOMAINS.index("geography")] * 9
+    classifiers = Classifiers(Linear(np.zeros((16, 384)), geography), Linear(np.zeros((6, 384)), np.zeros(6)))
+    monkeypatch.setattr("ruvllm.router.features.classifiers_for", lambda encoder_id: classifiers)
     for _ in range(5):
-        answerer.answer(Ask(QUESTION, gold=("Accra",), domain="geography", writer="ann"))
+        answerer.answer(Ask(QUESTION, gold=("Accra",), writer="ann", forced_tier=answerer.ladder.names[0]))
     before = one(database, "SELECT features FROM serving.interactions ORDER BY asked_at DESC, id DESC LIMIT 1")[0]
     assert before[LAYOUT["user_frequency"].start] == 0  # unknown
     assert before[LAYOUT["concurrent_requests"].start] > 0  # itself
     answerer.settle_outbox()
-    answerer.live = Live(answerer.interactions.database)  # half a minute later
+    answerer.live = Live(answerer.interactions.database, tiers=answerer.ladder.names)  # half a minute later
     answerer.settle_outbox()
     answerer.answer(Ask(QUESTION, writer="ann"))
     after = one(database, "SELECT features FROM serving.interactions ORDER BY asked_at DESC, id DESC LIMIT 1")[0]
     assert after[LAYOUT["user_frequency"].start] > 0
-    assert after[LAYOUT["historical_accuracy"].start + DOMAINS.index("geography")] > 0
+    assert after[LAYOUT["historical_accuracy"].start + HISTORY.index("domain.tier1")] > 0
     assert after[LAYOUT["memory_available"].start] > 0
     assert after[LAYOUT["graph_depth"].start] > before[LAYOUT["graph_depth"].start] == 0
+
+
+def test_a_stream_says_the_decision_first_and_the_stored_answer_last(answerer, database, models):
+    for model in models:
+        model.answer = lambda text: "Accra on the coast"
+    with answerer.stream(Ask(QUESTION, request_id="r")) as stream:
+        assert stream.decision.decided_by == "cold-start"
+        pieces = iter(stream)
+        assert next(pieces) == "Accra "
+        with pytest.raises(InferenceError, match="pieces"):
+            _ = stream.answer
+        assert one(database, "SELECT count(*) FROM serving.interactions") == (0,)
+        assert list(pieces) == ["on ", "the ", "coast"]
+    assert stream.answer.text == "Accra on the coast"
+    assert stream.answer.ttft_ms is not None
+    assert one(database, "SELECT request_id, answer FROM serving.interactions") == ("r", "Accra on the coast")
+
+
+def test_a_stream_that_is_taken_back_stores_nothing(answerer, database, models):
+    for model in models:
+        model.answer = lambda text: "Accra on the coast"
+    with answerer.stream(Ask(QUESTION)) as stream:
+        pieces = iter(stream)
+        next(pieces)
+        stream.cancel()
+        with pytest.raises(CancelledError):
+            list(pieces)
+    assert one(database, "SELECT count(*) FROM serving.interactions") == (0,)
+    assert answerer._in_flight.count == 0
+
+
+def test_before_the_first_piece_another_tier_steps_in(answerer, models):
+    models[0].deaths = 10**6
+    answers = []
+    for _ in range(8):
+        with answerer.stream(Ask(QUESTION, forced_bin=256)) as stream:
+            assert "".join(stream) == "Accra"
+        answers.append(stream.answer)
+    assert {answer.tier for answer in answers} == {answerer.ladder.names[1]}
+    assert any(f"tier:{answerer.ladder.names[0]}" in answer.degraded for answer in answers)
+
+
+def test_instructions_stand_in_the_prompt_and_allow_several_lines(answerer, models):
+    tier = answerer.ladder.names[0]
+    answerer.answer(Ask(QUESTION, instructions="Answer in Twi.\nBe brief.", lines=True, forced_tier=tier))
+    said = prompt_text(models[0].asked[-1])
+    assert "Answer in Twi." in said
+    assert "Be brief." in said
+
+
+def test_a_session_remembers_its_turns_for_who_began_it(answerer, models):
+    tier = answerer.ladder.names[0]
+    answerer.answer(Ask(QUESTION, session_id="s", writer="ann", kept_history=True, forced_tier=tier))
+    answerer.answer(Ask("And of Togo?", session_id="s", writer="ann", kept_history=True, forced_tier=tier))
+    assert QUESTION in prompt_text(models[0].asked[-1])
+    answerer.answer(Ask("And of Benin?", session_id="s", writer="ben", kept_history=True, forced_tier=tier))
+    assert QUESTION not in prompt_text(models[0].asked[-1])
+
+
+def test_the_conversation_itself_carries_the_routers_state(answerer, tmp_path):
+    write_random_bundle(tmp_path / "bundle", version="v7", tiers=(*answerer.ladder.names, "", ""))
+    answerer.use_router(RouterRuntime.load(tmp_path / "bundle"))
+    answerer.answer(Ask(QUESTION))
+    follow_up, told = "And of Togo?", ((QUESTION, "Accra"),)
+    goes_on = answerer.route(Ask(follow_up, history=told, turn=2))[0]
+    afresh = answerer.route(Ask(follow_up, history=((QUESTION, "Kumasi"),), turn=2))[0]
+    assert answerer.sessions.get(key_of("", None, told)).hidden is not None
+    assert goes_on.hidden is not None
+    assert not np.allclose(goes_on.hidden, afresh.hidden)
+
+
+def test_sessions_are_bounded_and_expire():
+    now = [0.0]
+    sessions = Sessions(limit=2, expires_s=10, clock=lambda: now[0])
+    for name in "abc":
+        sessions.put(name, Session(turns=1))
+    assert [sessions.get(name).turns for name in "abc"] == [0, 1, 1]
+    now[0] = 10.5
+    assert len(sessions) == 0
+    long = tuple((f"question {i}", "x" * 1000) for i in range(40))
+    assert trimmed(long)[-1] == long[-1]
+    assert sum(len(q) + len(a) for q, a in trimmed(long)) <= 16_000
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_each_privacy_level_does_what_the_table_says(answerer, database, models, name):
+    level = LEVELS[name]
+    answerer._offer._remote = frozenset({1})
+    answer = answerer.answer(Ask(QUESTION, privacy=name, gold=("Accra",), session_id="s", kept_history=True))
+    before = answerer.perception.memory.counts()["nodes"]
+    answerer.settle_outbox()
+    assert one(database, "SELECT count(*) FROM serving.interactions") == (int(level.stores),)
+    assert answerer.perception.memory.counts()["nodes"] - before == int(level.writes_back)
+    assert (answer.writeback == "off") == (not level.writes_back)
+    assert len(answerer.sessions) == int(level.keeps_session)
+    assert (answerer.ladder.names[1] in answerer.excluded(Ask(QUESTION, privacy=name))) == (not level.remote)
+    if not level.remote:
+        assert not models[1].asked
+        with pytest.raises(InputError, match="privacy level"):
+            answerer.answer(Ask(QUESTION, privacy=name, forced_tier=answerer.ladder.names[1]))
+
+
+def test_a_request_with_little_memory_gets_a_tier_that_fits_or_is_told(answerer):
+    needs = {tier.name: tier.memory_mb / 1024 for tier in answerer.ladder.tiers}
+    small, big = sorted(needs, key=needs.get)
+    between = (needs[small] + needs[big]) / 2
+    assert {answerer.answer(Ask(QUESTION, memory_gb=between)).tier for _ in range(8)} == {small}
+    with pytest.raises(InputError, match="no tier is left"):
+        answerer.answer(Ask(QUESTION, memory_gb=0.001))
+
+
+def test_a_prompt_that_is_too_long_is_asked_with_less_context(answerer, models, database):
+    for model in models:
+        model.n_ctx = 700
+    memory = answerer.perception.memory
+    memory.add([NewNode(" ".join(f"capital{i}-{j}" for j in range(110)), source="test") for i in range(12)])
+    answers = [answerer.answer(Ask(QUESTION)) for _ in range(12)]
+    narrowed = [a for a in answers if "bin:1024" in a.degraded]
+    assert narrowed
+    assert all(a.context_bin < 1024 for a in narrowed)
+    with pytest.raises(TooLargeError):
+        answerer.answer(Ask(QUESTION, forced_bin=1024))
+
+
+def test_what_postgres_cannot_take_is_spooled(answerer, tmp_path, monkeypatch):
+    kept = []
+
+    class Kept:
+        def append(self, tenant, row):
+            kept.append((tenant, row.values["request_id"]))
+
+    def away(row):
+        raise DatabaseError("away")
+
+    monkeypatch.setattr(answerer.interactions, "record", away)
+    answerer.spool = Kept()
+    answer = answerer.answer(Ask(QUESTION, request_id="r"))
+    assert (answer.writeback, answer.degraded) == ("spooled", ("write-back-spooled",))
+    assert kept == [("default", "r")]
+
+
+def test_a_candidate_decides_what_it_serves_and_is_heard_for_the_rest(answerer, tmp_path):
+    for name, seed in (("champion", 1), ("candidate", 2)):
+        write_random_bundle(tmp_path / name, version=name, seed=seed, tiers=(*answerer.ladder.names, "", ""))
+
+    class Trial:
+        runtime = RouterRuntime.load(tmp_path / "candidate")
+
+        def serves(self, unit):
+            return unit == "mine"
+
+    heard = []
+    answerer.use_router(RouterRuntime.load(tmp_path / "champion"))
+    answerer.trial = Trial
+    answerer.shadow = lambda request_id, decision: heard.append((request_id, decision.router_version))
+    assert answerer.answer(Ask(QUESTION, request_id="mine")).decision.router_version == "candidate"
+    assert answerer.answer(Ask(QUESTION, request_id="other")).decision.router_version == "champion"
+    assert heard == [("other", "candidate")]
+
+
+def test_a_judges_word_counts_only_where_nobody_else_has_spoken(answerer, database):
+    answer = answerer.answer(Ask(QUESTION))
+    answerer.settle_outbox()
+    with database.transaction() as connection:
+        connection.execute(
+            "INSERT INTO serving.judgements (interaction, tenant, lease, leased_until, judge, quality, done_at)"
+            " SELECT id, tenant, gen_random_uuid(), now(), 'a judge', 0.9, now() FROM serving.interactions"
+        )
+        connection.execute(
+            "INSERT INTO serving.outbox (tenant, kind, interaction, idempotency_key)"
+            " SELECT tenant, 'score', id, 'judge' FROM serving.interactions"
+        )
+    answerer.settle_outbox()
+    assert one(database, "SELECT quality_source FROM serving.interactions") == ("judge",)
+    assert one(database, "SELECT count(*) FROM learning.experience") == (1,)
+    answerer.feedback(answer.request_id, rating=2, correction=None, task_success=None)
+    answerer.settle_outbox()
+    assert one(database, "SELECT quality, quality_source FROM serving.interactions") == (0.25, "feedback")

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 
 from ruvllm.errors import ProcessError, RuvllmError
 from ruvllm.settings import Settings, load_settings
@@ -28,14 +29,18 @@ def main(settings: Settings | None = None) -> None:
     from ruvllm.ports import ports
     from ruvllm.serving.app import create_app
     from ruvllm.serving.build import build_service
+    from ruvllm.serving.journal import Journal
+    from ruvllm.serving.tracing import open_tracing
 
     settings = settings or load_settings()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    _log_lines()
     require_fast_parts()
     signal.signal(signal.SIGTERM, _end)  # uvicorn drains first, then gives the signal back
-    with listen(settings.host, ports(settings).gateway) as door:
-        app = create_app(settings, build_service(settings))
+    with listen(settings.host, ports(settings).gateway) as door, ExitStack() as opened:
+        tracing = open_tracing(settings.otel_endpoint)
+        if tracing is not None:
+            opened.callback(tracing.close)
+        app = create_app(settings, build_service(settings), Journal(settings.log_prompts, tracing))
         config = uvicorn.Config(
             app,
             loop="uvloop",
@@ -48,6 +53,16 @@ def main(settings: Settings | None = None) -> None:
         )
         log.info("listening on http://%s:%s", *door.getsockname()[:2])
         uvicorn.Server(config).run(sockets=[door])
+
+
+def _log_lines() -> None:
+    """JSON, one object a line."""
+    from ruvllm.serving.journal import JsonLines
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def _end(*_: object) -> None:

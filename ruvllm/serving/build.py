@@ -24,10 +24,11 @@ from ruvllm.memory.store import Memory
 from ruvllm.memory.writing import burst
 from ruvllm.router.store import BundleStore
 from ruvllm.serving.service import GatewayService
+from ruvllm.serving.tenants import tenant_database
 from ruvllm.settings import Settings
 
 if TYPE_CHECKING:
-    from ruvllm.memory.records import Hit, Vector, WriteBack
+    from ruvllm.memory.records import AddReport, Hit, Neighbourhood, NewNode, Node, Vector, Walk, WriteBack
     from ruvllm.memory.replica import Replica
     from ruvllm.memory.retrieval.reading import ReadingState
 
@@ -66,10 +67,24 @@ def build_service(settings: Settings) -> GatewayService:
             outbox=interactions.outbox,
             take_in=late.take_in,
             models=lambda: pool.states,
+            make=lambda tenant: _for_tenant(tenant, answerer),
         )
+        interactions.on_quality = service.metrics.quality.observe
         service.metrics.watch_memory(late.reading)
         service.metrics.watch_models(lambda: pool.states)
         return service
+
+
+def _for_tenant(tenant: str, first: Answerer) -> Answerer:
+    """Another tenant's answerer: its rows and sessions are its own, models and encoder are shared.
+
+    Its memory is read from Postgres: a replica for each tenant would take as many times the room.
+    """
+    settings = replace(first.settings, tenant=tenant)
+    database = tenant_database(first.interactions.database, tenant)
+    late = LateMemory(settings, database, first.perception.embedder)
+    interactions = Interactions(database, first.interactions.on_quality)
+    return Answerer(settings, Perception(settings, first.perception.embedder, _memory(late)), first.pool, interactions)
 
 
 def _database(settings: Settings) -> Database:
@@ -146,6 +161,30 @@ class LateMemory:
 
     def write_back(self, *args: Any, **kwargs: Any) -> WriteBack:
         return self.open().write_back(*args, **kwargs)
+
+    # What memory's own endpoints need of it.
+
+    @property
+    def database(self) -> Database:
+        return self._database
+
+    def search_text(self, *args: Any, **kwargs: Any) -> list[Hit]:
+        return self.open().search_text(*args, **kwargs)
+
+    def search_words(self, *args: Any, **kwargs: Any) -> list[Hit]:
+        return self.open().search_words(*args, **kwargs)
+
+    def hybrid(self, *args: Any, **kwargs: Any) -> list[Hit]:
+        return self.open().hybrid(*args, **kwargs)
+
+    def add(self, nodes: Sequence[NewNode]) -> AddReport:
+        return self.open().add(nodes)
+
+    def get(self, ids: Sequence[int]) -> list[Node]:
+        return self.open().get(ids)
+
+    def walk(self, seeds: Sequence[int], walk: Walk) -> Neighbourhood:
+        return self.open().walk(seeds, walk)
 
 
 def _replica(settings: Settings, database: Database) -> Replica:

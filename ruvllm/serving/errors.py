@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,18 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ruvllm.errors import (
+    AccessError,
+    AuthenticationError,
     BackendError,
+    CancelledError,
     DatabaseError,
     DeadlineError,
+    ForbiddenError,
     InferenceError,
     InputError,
+    NotFoundError,
     OverloadedError,
+    RateLimitedError,
     RuvllmError,
     TooLargeError,
     UnknownTierError,
@@ -38,11 +45,19 @@ class Kind:
     retry_after: int | None = None
 
 
+GONE = 499  # nobody reads it: who asked hung up. For metrics and logs
+
 # The first class that fits counts, so a subclass stands before its base.
 KINDS: tuple[tuple[type[Exception], Kind], ...] = (
     (TooLargeError, Kind(400, "invalid_request_error", "context_length_exceeded")),
     (UnknownTierError, Kind(404, "invalid_request_error", "model_not_found")),
+    (NotFoundError, Kind(404, "invalid_request_error", "not_found")),
     (InputError, Kind(400, "invalid_request_error")),
+    (AuthenticationError, Kind(401, "authentication_error", "invalid_api_key")),
+    (ForbiddenError, Kind(403, "permission_error", "insufficient_scope")),
+    (RateLimitedError, Kind(429, "rate_limit_error", "rate_limit_exceeded", retry_after=1)),
+    (AccessError, Kind(403, "permission_error")),
+    (CancelledError, Kind(GONE, "client_closed_request", "client_closed_request")),
     (OverloadedError, Kind(503, "server_overloaded", "server_overloaded", retry_after=1)),
     (DeadlineError, Kind(504, "server_error", "deadline_exceeded")),
     (TimeoutError, Kind(504, "server_error", "deadline_exceeded")),
@@ -51,7 +66,9 @@ KINDS: tuple[tuple[type[Exception], Kind], ...] = (
     (DatabaseError, Kind(503, "server_error", "database_unavailable", retry_after=2)),
     (RuvllmError, Kind(500, "server_error", "internal_error")),
 )
-_STATUSES = {401: "authentication_error", 429: "rate_limit_exceeded"}
+_CODES = {415: "unsupported_media_type"}
+_INTERNAL = Kind(500, "server_error", "internal_error")
+_LATE = "the deadline of the request has passed"
 _UNEXPECTED = "the gateway failed in a way that was not foreseen; its log names the request"
 
 
@@ -73,9 +90,33 @@ def error_response(
     kind: Kind, message: str, param: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
     """`{"error": {message, type, param, code}}` with Retry-After where trying again helps."""
-    retry = {"retry-after": str(kind.retry_after)} if kind.retry_after is not None else {}
-    body = {"error": {"message": message, "type": kind.type, "param": param, "code": kind.code}}
-    return JsonResponse(body, kind.status, {**retry, **(headers or {})})
+    retry = _retry(kind.retry_after) if kind.retry_after is not None else {}
+    return JsonResponse(error_object(kind, message, param), kind.status, {**retry, **(headers or {})})
+
+
+def error_object(kind: Kind, message: str, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind.type, "param": param, "code": kind.code}}
+
+
+def told(error: Exception) -> dict[str, Any]:
+    """What a stream says of an error once it has begun; what was not foreseen keeps its text to the log."""
+    if isinstance(error, (RuvllmError, TimeoutError)):
+        return error_object(kind_of(error), str(error) or _LATE)
+    log.error("%s: %s", type(error).__name__, error)
+    return error_object(_INTERNAL, _UNEXPECTED)
+
+
+def _retry(seconds: float) -> dict[str, str]:
+    return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
+
+
+def _headers_of(error: Exception) -> dict[str, str]:
+    """What an error says of when to come again, and with what."""
+    if isinstance(error, AuthenticationError):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, RateLimitedError):
+        return {**_retry(error.retry_after_s), **error.headers}
+    return _retry(error.retry_after_s) if isinstance(error, OverloadedError) else {}
 
 
 def install(app: FastAPI) -> None:
@@ -91,7 +132,7 @@ async def _ours(request: Request, error: Exception) -> Response:
     kind = kind_of(error)
     if kind.status >= 500:
         log.error("%s %s: %s: %s", request.method, request.url.path, type(error).__name__, error)
-    return error_response(kind, str(error) or "the deadline of the request has passed")
+    return error_response(kind, str(error) or _LATE, headers=_headers_of(error))
 
 
 async def _validation(request: Request, error: Exception) -> Response:
@@ -103,13 +144,11 @@ async def _validation(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    kind = Kind(error.status_code, _STATUSES.get(error.status_code, "invalid_request_error"))
+    kind = Kind(error.status_code, "invalid_request_error", _CODES.get(error.status_code))
     return error_response(kind, str(error.detail), headers=error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     request_id = getattr(request.state, "request_id", "")
     log.error("request %s: %s: %s", request_id, type(error).__name__, error)
-    return error_response(
-        Kind(500, "server_error", "internal_error"), _UNEXPECTED, headers={"x-request-id": request_id}
-    )
+    return error_response(_INTERNAL, _UNEXPECTED, headers={"x-request-id": request_id})

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ruvllm.answer import Answer, Ask
-from ruvllm.errors import InputError
+from ruvllm.answer import Answer, Ask, Spooling, Trial
+from ruvllm.errors import CancelledError, InferenceError, NotFoundError
 from ruvllm.inference.tiers import Ladder, load_catalogue
 from ruvllm.inference.types import Generation
-from ruvllm.memory.records import Hit, Node
+from ruvllm.memory.records import Hit, Node, Vector
+from ruvllm.memory.store import Memory
 from ruvllm.router.decision import Decision
 from ruvllm.router.runtime import RouterRuntime
 from ruvllm.text import clean_text
@@ -23,26 +26,76 @@ HIT = Hit(
 )
 
 
+class FakeSpeech:
+    """Word by word. `pause`, where given, is waited for behind the first; `fails` is raised there."""
+
+    def __init__(self, answer: Answer, pause: threading.Event | None, fails: Exception | None) -> None:
+        self.decision, self.hits, self.tier = answer.decision, answer.hits, answer.tier
+        self._answer, self._pause, self._fails = answer, pause, fails
+        self._left = re.findall(r"\S+\s*", answer.text)
+        self.cancelled, self.closed = threading.Event(), threading.Event()
+
+    @property
+    def answer(self) -> Answer:
+        if self._left:
+            raise InferenceError("fake: pieces are left")
+        return self._answer
+
+    def __iter__(self) -> Iterator[str]:
+        while self._left:
+            yield self._left.pop(0)
+            if self._pause is not None:
+                assert self._pause.wait(30)
+            if self.cancelled.is_set():
+                raise CancelledError("fake: taken back")
+            if self._fails is not None:
+                raise self._fails
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+        if self._pause is not None:
+            self._pause.set()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
 @dataclass
 class FakeAnswerer:
-    """Answers with what it was asked. `error` is raised instead; `gate`, where set, is waited for first."""
+    """Answers with what it was asked. `error` is raised instead, `late_error` behind the first word; `gate`, where set,
+    is waited for first, `pause` behind the first word."""
 
     ladder: Ladder = field(default_factory=lambda: Ladder("packaged", tuple(load_catalogue()["packaged"]), "of a test"))
     router_version: str = ""
     error: Exception | None = None
+    late_error: Exception | None = None
     gate: threading.Event | None = None
+    pause: threading.Event | None = None
     began: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     asked: list[Ask] = field(default_factory=list)
+    speeches: list[FakeSpeech] = field(default_factory=list)
     feedbacks: list[tuple[object, ...]] = field(default_factory=list)
     settled: int = 0
+    encoder: str = "test-encoder"
+    spool: Spooling | None = None
+    trial: Callable[[], Trial | None] = lambda: None
+    shadow: Callable[[str, Decision], None] = lambda request_id, decision: None
 
-    def answer(self, ask: Ask) -> Answer:
+    @property
+    def memory(self) -> Memory:
+        raise NotImplementedError("a fake answerer has no memory")
+
+    def stream(self, ask: Ask) -> FakeSpeech:
         self._take(ask)
-        tier = ask.forced_tier or self.ladder.tiers[0].name
+        speech = FakeSpeech(self._answer(ask), self.pause, self.late_error)
+        self.speeches.append(speech)
+        return speech
+
+    def _answer(self, ask: Ask) -> Answer:
         return Answer(
             request_id=ask.request_id,
             text=f"You asked: {ask.question}",
-            tier=tier,
+            tier=ask.forced_tier or self.ladder.tiers[0].name,
             context_bin=ask.forced_bin or 512,
             decision=self._decision(ask),
             generation=Generation("", 20, 5, 12, 0.0, 0.0, "stop"),
@@ -58,20 +111,27 @@ class FakeAnswerer:
         self._take(ask)
         return self._decision(ask), (HIT,)
 
+    def excluded(self, ask: Ask) -> dict[str, str]:
+        return {}
+
+    def embed(self, texts: list[str]) -> Vector:
+        cleaned = [clean_text(text, "input") for text in texts]
+        return np.array([[len(text), 1.0, 0.0] for text in cleaned], dtype=np.float32)
+
     def settle_outbox(self, limit: int = 100) -> int:
         self.settled += 1
         return 0
 
     def use_router(self, runtime: RouterRuntime | None) -> None:
         assert runtime is not None
-        runtime.require("packaged", ("smollm2-135m", "gemma3-270m"), "test-encoder")
+        runtime.require("packaged", ("smollm2-135m", "gemma3-270m"), self.encoder)
         self.router_version = runtime.version
 
     def feedback(
         self, request_id: str, rating: int | None, correction: str | None, task_success: bool | None, writer: str = ""
     ) -> None:
         if request_id == "unknown":
-            raise InputError("request 'unknown': no such interaction")
+            raise NotFoundError("request 'unknown': no such interaction")
         self.feedbacks.append((request_id, rating, correction, task_success, writer))
 
     def _take(self, ask: Ask) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from ruvllm.inference.supervised import TierState
     from ruvllm.interactions import OutboxState
     from ruvllm.memory.retrieval.reading import ReadingState
+    from ruvllm.serving.admission import Admission
+    from ruvllm.serving.champion import HotRouter
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -35,13 +39,20 @@ class Metrics:
         self.settled = self._counter("outbox_settled", "Answers that were scored and, if good, written back")
         self.request = self._histogram("request_seconds", "Whole request", "route")
         self.overhead = self._histogram("overhead_seconds", "Request without the model's time and the wait for it")
+        self.ttft = self._histogram("ttft_seconds", "Until the first piece of an answer, wait for a thread left out")
+        self.inter_token = self._histogram("inter_token_seconds", "Between tokens, the mean of an answer")
         self.queue = self._histogram("queue_seconds", "Wait for a thread and for the model")
         self.stages = {stage: self._histogram(f"{name}_seconds", f"Stage {name}") for stage, name in _STAGES.items()}
         self.confidence = Histogram(
             "ruvllm_router_confidence", "Confidence of decisions", buckets=_SHARES, registry=self.registry
         )
+        self.quality = Histogram(
+            "ruvllm_quality", "Of answers whose quality became known", buckets=_SHARES, registry=self.registry
+        )
+        self.writebacks = self._counter("writeback", "Answers, by what became of their interaction", "outcome")
         self.inflight = self._gauge("inflight", "Admitted requests that are not answered yet")
-        self.queue_depth = self._gauge("queue_depth", "Requests that wait for a model")
+        self.queue_depth = self._gauge("queue_depth", "Requests that wait for a thread")
+        self.queue_tokens = self._gauge("queue_tokens", "Prompt tokens of these, guessed by their characters")
         self.stale = self._gauge("router_stale_seconds", "Since the ledger was last read")
         self.db_up = self._gauge("db_up", "Whether Postgres answered last")
         self.outbox_depth = self._gauge("outbox_depth", "Answers that wait to be scored and written back")
@@ -49,6 +60,7 @@ class Metrics:
         self.outbox_failed = self._gauge("outbox_failed", "Answers whose settling was given up")
         self.ingest_waiting = self._gauge("ingest_waiting", "Rows of bursts that are not found yet")
         self.version = self._gauge("router_version_info", "The router that decides", "version", "sha256")
+        self._gauge("machine_memory_used_ratio", "Of this machine or its container").set_function(memory_used)
         self._gauge("build_info", "This code", "version").labels(__version__).set(1)
 
     def render(self) -> bytes:
@@ -63,6 +75,11 @@ class Metrics:
         self.tokens.labels("prompt", answer.tier).inc(generation.prompt_tokens)
         self.tokens.labels("completion", answer.tier).inc(generation.completion_tokens)
         self.reused.inc(generation.cached_tokens)
+        self.writebacks.labels(answer.writeback).inc()
+        if answer.ttft_ms is not None:
+            self.ttft.observe(answer.ttft_ms / 1000)
+        if generation.completion_tokens > 1:
+            self.inter_token.observe(generation.decode_s / generation.completion_tokens)
         self.queue.observe(queue_s)
         self.overhead.observe(overhead_s)
         for stage, histogram in self.stages.items():
@@ -79,6 +96,14 @@ class Metrics:
         self.outbox_depth.set(outbox.depth)
         self.outbox_oldest.set(outbox.oldest_s)
         self.outbox_failed.set(outbox.failed)
+
+    def watch(self, admission: Admission, router: HotRouter, db_up: Callable[[], bool]) -> None:
+        """Show the queue, how old the view of the ledger is, and whether Postgres answered, at each look."""
+        self.inflight.set_function(lambda: admission.state.running + admission.state.queued)
+        self.queue_depth.set_function(lambda: admission.state.queued)
+        self.queue_tokens.set_function(lambda: admission.state.queued_tokens)
+        self.stale.set_function(lambda: router.stale_s)
+        self.db_up.set_function(lambda: float(db_up()))
 
     def watch_memory(self, reading: Callable[[], ReadingState | None]) -> None:
         """Show how memory is read, as `reading` says at each look."""
@@ -145,6 +170,44 @@ class _ModelMetrics(Collector):
             for reason in ("restarts", "recycled", "evicted"):
                 restarts.add_metric([state.name, _REASONS[reason]], getattr(state, reason))
         yield from (up, resident, quarantined, restarts)
+        yield from self._snapshots()
+
+    def _snapshots(self) -> Iterator[Metric]:
+        """Prompt states that are kept; a tier that is cold, or a server's, has none to tell of."""
+        kept = GaugeMetricFamily("ruvllm_model_snapshots", "Prompt states that are kept", labels=["model"])
+        size = GaugeMetricFamily("ruvllm_model_snapshot_bytes", "Of these", labels=["model"])
+        lookups = CounterMetricFamily(
+            "ruvllm_model_snapshot_lookups", "Prompts whose state was looked for", labels=["model", "found"]
+        )
+        dropped = CounterMetricFamily(
+            "ruvllm_model_snapshot_dropped", "States that are not kept", labels=["model", "why"]
+        )
+        for state in self._states():
+            if (counts := state.snapshots) is not None:
+                kept.add_metric([state.name], counts.count)
+                size.add_metric([state.name], counts.bytes)
+                lookups.add_metric([state.name, "yes"], counts.hits)
+                lookups.add_metric([state.name, "no"], counts.misses)
+                dropped.add_metric([state.name, "room"], counts.evictions)
+                dropped.add_metric([state.name, "size"], counts.refused)
+        yield from (kept, size, lookups, dropped)
+
+
+def memory_used(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Share in [0, 1] of this machine's memory that is taken; in a container with a limit, of that."""
+    limit, used = (_number(root / name) for name in ("memory.max", "memory.current"))
+    if limit and used is not None:
+        return min(1.0, used / limit)
+    found = psutil.virtual_memory()
+    return 1.0 - float(found.available) / float(found.total)
+
+
+def _number(path: Path) -> int | None:
+    """None where there is no such file, or it says "max"."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 _REASONS = {"restarts": "death", "recycled": "worn", "evicted": "room"}

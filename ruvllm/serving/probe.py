@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
-from ruvllm.errors import ProcessError
+from ruvllm.errors import ProcessError, SettingsError
 from ruvllm.settings import Settings
 
 _RELOAD_S = 15.0  # the gateway looks at the ledger every 1.5 s
@@ -33,10 +34,20 @@ def ask_gateway(settings: Settings, router_version: str, question: str) -> Reply
 
     with (
         gateway_running(settings) as url,
-        httpx.Client(base_url=url, timeout=settings.deadline_s, trust_env=False) as client,
+        httpx.Client(base_url=url, timeout=settings.deadline_s, trust_env=False, headers=_key(settings)) as client,
     ):
         _wait_for(client, router_version)
         return _ask(client, question)
+
+
+def _key(settings: Settings) -> dict[str, str]:
+    if not settings.probe_key_file:
+        return {}
+    try:
+        key = Path(settings.probe_key_file).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"RUVLLM_PROBE_KEY_FILE: {error}; want a file with one API key") from error
+    return {"authorization": f"Bearer {key}"}
 
 
 def _wait_for(client: httpx.Client, router_version: str) -> None:

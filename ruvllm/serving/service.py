@@ -1,6 +1,6 @@
-"""What the gateway holds: an answerer, bounded admission, and two threads that follow the champion and settle answers.
+"""What a gateway holds: an answerer per tenant, lanes of work, and threads that follow the champion and settle answers.
 
-Knows nothing of HTTP. A request keeps the router it began with; a swap is one assignment in the answerer. While
+Knows nothing of HTTP. A request keeps the router it began with; a swap is one assignment in each answerer. While
 Postgres or MLflow is away, the last champion goes on answering and `state()` says what is missing.
 """
 
@@ -11,32 +11,42 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import anyio
 import psycopg
 
-from ruvllm.answer import Answer, Ask
+from ruvllm.answer import Ask, Spooling, Trial
 from ruvllm.database.pool import Database
-from ruvllm.errors import BundleError, DatabaseError, OverloadedError, RuvllmError
+from ruvllm.errors import DatabaseError, RuvllmError
 from ruvllm.inference.supervised import TierState
 from ruvllm.inference.tiers import Ladder
-from ruvllm.interactions import OutboxState
-from ruvllm.memory.records import Hit
-from ruvllm.registry.fetch import sync_champion
+from ruvllm.interactions import Interaction, Interactions, OutboxState
+from ruvllm.memory.records import Hit, Vector
+from ruvllm.memory.store import Memory
 from ruvllm.router.decision import Decision
 from ruvllm.router.runtime import RouterRuntime
-from ruvllm.router.store import BundleStore, CurrentBundle
+from ruvllm.router.store import BundleStore
+from ruvllm.serving.admission import Bounds
+from ruvllm.serving.canary import CANDIDATE, CHAMPION, Candidates
+from ruvllm.serving.champion import HotRouter
+from ruvllm.serving.door import Door
+from ruvllm.serving.keys import Caller, KeyStore
+from ruvllm.serving.lanes import Lane
 from ruvllm.serving.metrics import Metrics
+from ruvllm.serving.spool import Spool
+from ruvllm.serving.telling import GRACE_S, Speech, Telling
+from ruvllm.serving.tenants import Tenants, tenant_database
 from ruvllm.settings import Settings
 
-SYNC_EVERY_S = 1.5
+SYNC_EVERY_S = 1.0  # the champion is followed within 2 s, keys within one
 SETTLE_EVERY_S = 1.0
+DRAIN_S = 30.0
 _SETTLE_BATCH = 100
+_LIGHT = Bounds(slots=4, queue=60)  # what generates nothing is over in milliseconds
+_CHARS_A_TOKEN = 4  # a guess for the queue's budget, before any tokeniser is asked
 T = TypeVar("T")
-_GRACE_S = 5.0  # the pipeline keeps the deadline itself; this is for one that does not
 log = logging.getLogger(__name__)
 
 
@@ -44,13 +54,26 @@ class Answering(Protocol):
     """What the gateway asks of an answerer; `ruvllm.answer.Answerer` is one."""
 
     ladder: Ladder
+    spool: Spooling | None
+    trial: Callable[[], Trial | None]
+    shadow: Callable[[str, Decision], None]
 
     @property
     def router_version(self) -> str: ...
 
-    def answer(self, ask: Ask) -> Answer: ...
+    @property
+    def encoder(self) -> str: ...
+
+    @property
+    def memory(self) -> Memory: ...
+
+    def stream(self, ask: Ask) -> Speech: ...
 
     def route(self, ask: Ask) -> tuple[Decision, tuple[Hit, ...]]: ...
+
+    def excluded(self, ask: Ask) -> dict[str, str]: ...
+
+    def embed(self, texts: list[str]) -> Vector: ...
 
     def settle_outbox(self, limit: int = 100) -> int: ...
 
@@ -78,7 +101,7 @@ class GatewayService:
     """One gateway's parts and threads. `warm` loads the models while the first requests come; `on_close` ends all.
 
     `outbox` says what waits to be settled; `take_in` makes waiting rows of bursts nodes and says how many still wait;
-    `models` says how each tier's process is.
+    `models` says how each tier's process is; `make` opens another tenant's answerer.
     """
 
     def __init__(
@@ -92,26 +115,34 @@ class GatewayService:
         outbox: Callable[[], OutboxState] | None = None,
         take_in: Callable[[], int] | None = None,
         models: Callable[[], Sequence[TierState]] = tuple,
+        make: Callable[[str], Answering] | None = None,
     ) -> None:
-        self.answerer, self.database, self.store, self.settings = answerer, database, store, settings
+        self.answerer, self.database, self.settings = answerer, database, settings
         self.metrics = Metrics()
-        self.capacity = 2 * len(answerer.ladder.tiers)  # two a model: one that runs, one that waits
+        slots = 2 * len(answerer.ladder.tiers)  # two a model: one that runs, one that gets ready
+        self.asking = Lane("answer", Bounds(slots, settings.queue, settings.queue_tokens), self.metrics)
+        self.light = Lane("light", _LIGHT, self.metrics)
+        self.door = Door(settings, KeyStore(database))
+        self.spool = Spool(settings.spool_dir, settings.spool_mb * 2**20)
+        self.router = HotRouter(store, settings, self._use)
+        self.candidates = Candidates(
+            BundleStore(settings.router_dir / "trial"), settings, answerer.ladder, self._check_candidate
+        )
+        self.tenants: Tenants[Answering] = Tenants(database.tenant, self._joined(database.tenant, answerer), self._made)
+        self._make = make
+        self._runtime: RouterRuntime | None = None
         self._warm, self._on_close = warm, on_close
         self._outbox, self._take_in, self._models = outbox, take_in, models
-        self._taken, self._lock = 0, threading.Lock()
-        self._executor = ThreadPoolExecutor(self.capacity, thread_name_prefix="answer")
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._seen: str | None = None  # sha256 of the champion that was loaded, or found not to fit
-        self._synced_at = time.monotonic()
         self._trouble: dict[str, str] = {}
-        self.metrics.stale.set_function(lambda: time.monotonic() - self._synced_at)
-        self.metrics.inflight.set_function(lambda: self._taken)
-        self.metrics.db_up.set_function(lambda: float("database" not in self._trouble))
+        self.metrics.watch(self.asking.admission, self.router, lambda: "database" not in self._trouble)
 
     @property
     def tiers(self) -> tuple[str, ...]:
-        return tuple(tier.name for tier in self.answerer.ladder.tiers)
+        return self.answerer.ladder.names
+
+    # --- its life -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Load the cached champion, so that answers need neither Postgres nor MLflow, then follow the ledger."""
@@ -126,7 +157,8 @@ class GatewayService:
     def stop(self) -> None:
         """No new request; wait for those that run, settle once more, end the threads and models."""
         self._ending.set()
-        self._executor.shutdown(wait=True)
+        if not (self.asking.close(DRAIN_S) & self.light.close(DRAIN_S)):
+            log.warning("not drained within %.0f s: what still runs is cut off", DRAIN_S)
         for thread in self._threads:
             thread.join()
         self.settle()
@@ -139,26 +171,99 @@ class GatewayService:
         if self._ending.is_set():
             blocked.append("shutting down")
         degraded = [f"{name}: {text}" for name, text in list(self._trouble.items())]
-        degraded += [f"model {each.name}: {each.detail}" for each in self._models() if each.state == "failing"]
+        states = self._models()
+        degraded += [f"model {each.name}: {each.detail}" for each in states if each.state == "failing"]
+        if (waiting := self.spool.size) > 0:
+            degraded.append(f"spool: {waiting} bytes of answers wait on disk for Postgres")
         return State(self.answerer.router_version, tuple(degraded), tuple(blocked))
 
-    async def run(self, work: Callable[[], T]) -> tuple[T, float]:
-        """The result of blocking `work` and the seconds it waited for a thread. The slot is taken before anything else.
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def tell(self, caller: Caller, ask: Ask) -> Telling:
+        """The answer to `ask`, in the making. Its place is taken before anything else is done.
 
         Raises:
-            OverloadedError: every slot is taken.
-            TimeoutError: it was not done by the deadline; its slot stays taken until it is.
+            OverloadedError, RateLimitedError: no place for this request, or none for this caller.
         """
-        self._admit()
-        admitted = time.perf_counter()
-        try:
-            future = self._executor.submit(_timed, work, admitted)
-        except RuntimeError as error:  # the executor is shut down
-            self._leave()
-            raise OverloadedError("the gateway is shutting down; try again elsewhere or in a moment") from error
-        future.add_done_callback(lambda _: self._leave())
-        with anyio.fail_after(self.settings.deadline_s + _GRACE_S):
+        deadline_s = min(ask.latency_budget_s or self.settings.deadline_s, self.settings.deadline_s)
+        ticket = self.asking.enter(caller, guessed_tokens(ask), deadline_s)
+        return Telling(self.asking, ticket, ask, lambda ask: self._opened(caller, ask), deadline_s)
+
+    async def run(self, caller: Caller, work: Callable[[Answering], T]) -> T:
+        """What `work` gives for the caller's answerer: anything that generates nothing.
+
+        Raises:
+            OverloadedError, RateLimitedError: no place for this request, or none for this caller.
+            TimeoutError: it was not done by the deadline; its place stays taken until it is.
+        """
+        ticket = self.light.enter(caller, 0, self.settings.deadline_s)
+        future = self.light.submit(ticket, lambda: work(self.tenants.of(caller.tenant)))
+        with anyio.fail_after(self.settings.deadline_s + GRACE_S):
             return await asyncio.wrap_future(future)
+
+    def _opened(self, caller: Caller, ask: Ask) -> Speech:
+        return self.tenants.of(caller.tenant).stream(ask)
+
+    def ended(self, ask: Ask, seconds: float, failed: bool) -> None:
+        """An answer was given, or failed for a reason of ours: a trial compares."""
+        trial = self.candidates.trial
+        arm = CANDIDATE if trial is not None and trial.serves(ask.unit) else CHAMPION
+        self.candidates.note(arm, seconds, failed)
+
+    # --- the router ---------------------------------------------------------------------------------------------------
+
+    def load_cached(self) -> None:
+        """Use the champion of the local cache, if there is a sound one."""
+        if self.router.load_cached():
+            self.metrics.routed_by(self.answerer.router_version, self.router.sha256)
+        self._say("router", self.router.trouble)
+
+    def sync(self) -> None:
+        """Follow keys, champion and candidate once; trouble is noted and what is in use stays."""
+        try:
+            self.door.refresh()
+            if self.router.reconcile(self.database):
+                self.metrics.routed_by(self.answerer.router_version, self.router.sha256)
+            self._level()
+            self.candidates.refresh(self.database, self.answerer.router_version, self.door.tenants)
+        except DatabaseError as error:
+            self._say("database", str(error))
+            return
+        self._say("database", None)
+        self._say("router", self.router.trouble)
+        self._say("candidate", self.candidates.trouble)
+
+    def _use(self, runtime: RouterRuntime) -> None:
+        """In every answerer; the gateway's own goes first, and where it refuses, nothing has changed."""
+        for answerer in self.tenants.opened:
+            answerer.use_router(runtime)
+        self._runtime = runtime
+
+    def _level(self) -> None:
+        """A tenant's answerer that was being made during a swap may have the router from before."""
+        for answerer in self.tenants.opened:
+            if self._runtime is not None and answerer.router_version != self._runtime.version:
+                answerer.use_router(self._runtime)
+
+    def _check_candidate(self, runtime: RouterRuntime) -> None:
+        ladder = self.answerer.ladder
+        runtime.require(ladder.name, ladder.names, self.answerer.encoder)
+
+    def _joined(self, tenant: str, answerer: Answering) -> Answering:
+        if self.settings.spool_mb:
+            answerer.spool = self.spool
+        answerer.trial = lambda: self.candidates.trial
+        answerer.shadow = lambda request_id, decision: self.candidates.note_shadow(request_id, tenant, decision)
+        return answerer
+
+    def _made(self, tenant: str) -> Answering:
+        if self._make is None:
+            raise DatabaseError(f"tenant {tenant}: this gateway serves {self.database.tenant} alone")
+        answerer = self._joined(tenant, self._make(tenant))
+        answerer.use_router(self._runtime)
+        return answerer
+
+    # --- the background -----------------------------------------------------------------------------------------------
 
     def warm_up(self) -> None:
         """Load the models, so that no request waits for it; one that does not load is tried again when it is asked."""
@@ -166,94 +271,58 @@ class GatewayService:
         try:
             self._warm()
         except (RuvllmError, OSError) as error:
-            self._note("models", error)
+            self._say("models", str(error))
         else:
             del self._trouble["models"]
             log.info("models: loaded")
 
-    def load_cached(self) -> None:
-        """Use the champion of the local cache, if there is a sound one."""
-        try:
-            current = self.store.current()
-        except BundleError as error:
-            self._note("router", error)
-            return
-        self._load(current)
-
-    def sync(self) -> None:
-        """Follow the ledger's champion once; trouble is noted and the router in use stays."""
-        try:
-            current = sync_champion(self.database, self.store, self.settings)
-        except DatabaseError as error:
-            self._note("database", error)
-            return
-        except (RuvllmError, OSError) as error:
-            self._clear("database")
-            self._note("router", error)
-            return
-        self._synced_at = time.monotonic()
-        self._clear("database")
-        self._load(current)
-
     def settle(self) -> None:
-        """Score and write back what waits in the outbox, take in bursts; what fails waits for the next time."""
-        self._try("outbox", self._settle_outbox)
+        """Replay the spool, score and write back what waits, take in bursts; what fails waits for the next time."""
+        self._try("spool", lambda: self.spool.replay(self._record))
+        self._try("outbox", self._settle_outboxes)
         if (take_in := self._take_in) is not None:
             self._try("bursts", lambda: self.metrics.ingest_waiting.set(take_in()))
 
-    def _settle_outbox(self) -> None:
-        self.metrics.settled.inc(self.answerer.settle_outbox(_SETTLE_BATCH))
+    def _record(self, tenant: str, row: Interaction) -> None:
+        Interactions(tenant_database(self.database, tenant)).record(row)
+
+    def _settle_outboxes(self) -> None:
+        for tenant in self._served:
+            self.metrics.settled.inc(self.tenants.of(tenant).settle_outbox(_SETTLE_BATCH))
         if self._outbox is not None:
             self.metrics.waiting(self._outbox())
 
-    def _try(self, name: str, work: Callable[[], None]) -> None:
+    @property
+    def _served(self) -> tuple[str, ...]:
+        """The tenants that keys were made for: their answers wait too, whether they ask at the moment or not."""
+        return self.door.tenants if self._make is not None else (self.database.tenant,)
+
+    def _try(self, name: str, work: Callable[[], object]) -> None:
         try:
             work()
         except (RuvllmError, OSError, psycopg.Error) as error:
-            self._note(name, error)
+            self._say(name, str(error))
         else:
-            self._clear(name)
-
-    def _load(self, current: CurrentBundle | None) -> None:
-        if current is None or current.sha256 == self._seen:
-            return
-        try:
-            self.answerer.use_router(RouterRuntime.load(current.path, current.sha256))
-        except BundleError as error:
-            self._note("router", error)
-        else:
-            self._clear("router")
-            self.metrics.routed_by(self.answerer.router_version, current.sha256)
-            log.info("router %s (version %s) decides", self.answerer.router_version, current.version)
-        self._seen = current.sha256
-
-    def _admit(self) -> None:
-        with self._lock:
-            if self._taken >= self.capacity:
-                self.metrics.rejected.labels("overloaded").inc()
-                raise OverloadedError(f"all {self.capacity} places are taken; try again in a second")
-            self._taken += 1
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._taken -= 1
+            self._say(name, None)
 
     def _every(self, seconds: float, work: Callable[[], None]) -> None:
         while not self._ending.is_set():
+            began = time.monotonic()
             work()
-            self._ending.wait(seconds)
+            self._ending.wait(max(0.0, seconds - (time.monotonic() - began)))
 
-    def _note(self, name: str, error: Exception) -> None:
+    def _say(self, name: str, trouble: str | None) -> None:
         """Remember trouble; logged when it is new, not every second."""
-        if self._trouble.get(name) != str(error):
-            log.warning("%s: %s", name, error)
-        self._trouble[name] = str(error)
+        if trouble is None:
+            if self._trouble.pop(name, None) is not None:
+                log.info("%s: well again", name)
+            return
+        if self._trouble.get(name) != trouble:
+            log.warning("%s: %s", name, trouble)
+        self._trouble[name] = trouble
 
-    def _clear(self, name: str) -> None:
-        if self._trouble.pop(name, None) is not None:
-            log.info("%s: well again", name)
 
-
-def _timed(work: Callable[[], T], admitted: float) -> tuple[T, float]:
-    waited = time.perf_counter() - admitted
-    return work(), waited
+def guessed_tokens(ask: Ask) -> int:
+    """Of the prompt without its context, by its characters: the place is taken before any tokeniser is asked."""
+    said = sum(len(q) + len(a) for q, a in ask.history) + len(ask.question) + len(ask.instructions)
+    return said // _CHARS_A_TOKEN + 1

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from ruvllm.errors import (
+    AuthenticationError,
     BackendError,
     DatabaseError,
     DeadlineError,
@@ -22,7 +23,10 @@ from ruvllm.errors import (
     TooLargeError,
     WorkerDiedError,
 )
+from ruvllm.serving.admission import CallerLimits
 from ruvllm.serving.fake import FakeAnswerer
+from ruvllm.serving.keys import Caller
+from ruvllm.serving.service import GatewayService
 
 CHAT = "/v1/chat/completions"
 BIG = "gemma3-270m"
@@ -44,11 +48,10 @@ def assert_openai_error(response: httpx.Response, status: int, code: str | None 
 def test_the_official_client_is_answered_and_named_the_tier(url: str) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         reply = client.chat.completions.create(model="auto", messages=[{"role": "user", "content": "Hello?"}])
-        assert [model.id for model in client.models.list()] == ["auto", "smollm2-135m", BIG]
+        assert [model.id for model in client.models.list()] == ["auto", "smollm2-135m", BIG, "test-encoder"]
+        assert client.models.retrieve(BIG).id == BIG
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="gpt-4", messages=[{"role": "user", "content": "Hello?"}])
-        with pytest.raises(openai.BadRequestError, match="one piece"):
-            client.chat.completions.create(model="auto", messages=[{"role": "user", "content": "?"}], stream=True)
     assert (reply.model, reply.choices[0].message.content) == ("smollm2-135m", "You asked: Hello?")
     assert reply.usage is not None
     assert reply.usage.total_tokens == 25
@@ -63,7 +66,7 @@ def test_headers_say_how_the_answer_came_about(client: httpx.Client, answerer: F
     times = {name: headers.pop(f"{name}-ms") for name in ("route", "retrieve", "queue", "overhead")}
     assert headers == {
         "model": "smollm2-135m", "decision": "champion", "confidence": "0.8750", "router-version": "night-0007",
-        "memory-hits": "1", "degraded": "memory",
+        "memory-hits": "1", "degraded": "memory", "cache": "prefix", "writeback": "stored",
     }  # fmt: skip
     assert (times["route"], times["retrieve"]) == ("0.050", "1.500")
     assert all(float(value) >= 0 for value in times.values())
@@ -109,7 +112,7 @@ def test_feedback_names_the_answer_by_its_id(client: httpx.Client, answerer: Fak
     body = {"request_id": "chatcmpl-r1", "rating": 4, "correction": "Accra", "task_success": True, "user": "ann"}
     assert client.post("/v1/feedback", json=body).json() == {"request_id": "r1", "stored": True}
     assert answerer.feedbacks == [("r1", 4, "Accra", True, "ann")]
-    assert_openai_error(client.post("/v1/feedback", json={"request_id": "unknown", "rating": 1}), 400)
+    assert_openai_error(client.post("/v1/feedback", json={"request_id": "unknown", "rating": 1}), 404, "not_found")
 
 
 USER = {"role": "user", "content": "x"}
@@ -137,7 +140,11 @@ POISON: dict[str, tuple[bytes, int]] = {
     ),
     "turns that do not alternate": (json.dumps(chat(messages=[USER, USER, USER])).encode(), 400),
     "the assistant last": (json.dumps(chat(messages=[USER, {"role": "assistant", "content": "y"}])).encode(), 400),
-    "a system message": (json.dumps(chat(messages=[{"role": "system", "content": "s"}, USER])).encode(), 400),
+    "nothing but instructions": (json.dumps(chat(messages=[{"role": "system", "content": "s"}])).encode(), 400),
+    "unknown privacy level": (json.dumps(chat(ruvllm={"privacy": "secret"})).encode(), 400),
+    "a battery of 200 %": (json.dumps(chat(ruvllm={"battery": 2})).encode(), 400),
+    "a stop of 65 characters": (json.dumps(chat(stop="x" * 65)).encode(), 400),
+    "a penalty, which is not carried out": (json.dumps(chat(presence_penalty=1)).encode(), 400),
     "unknown role": (json.dumps(chat(messages=[{"role": "root", "content": "s"}])).encode(), 400),
     "unknown model": (json.dumps(chat(model="gpt-4")).encode(), 404),
     "unknown field": (json.dumps(chat(grammar="root ::= root")).encode(), 400),
@@ -147,7 +154,7 @@ POISON: dict[str, tuple[bytes, int]] = {
     "huge max_tokens": (json.dumps(chat(max_tokens=10**18)).encode(), 400),
     "negative temperature": (json.dumps(chat(temperature=-3)).encode(), 400),
     "more than one choice": (json.dumps(chat(n=2)).encode(), 400),
-    "streaming": (json.dumps(chat(stream=True)).encode(), 400),
+    "stream options without a stream": (json.dumps(chat(stream_options={"include_usage": True})).encode(), 400),
     "2 MB": (b'"' + b"x" * 2_000_000 + b'"', 413),
 }
 
@@ -197,13 +204,14 @@ def test_errors_have_one_shape_and_say_whether_to_try_again(
 
 
 def test_unknown_paths_and_methods_have_the_same_shape(client: httpx.Client) -> None:
-    assert_openai_error(client.get("/v1/embeddings"), 404)
+    assert_openai_error(client.get("/v1/nothing"), 404)
     assert_openai_error(client.get(CHAT), 405)
+    assert_openai_error(client.post(CHAT, content=b"x", headers={"content-type": "text/plain"}), 415)
 
 
 def test_metrics_count_what_happened(client: httpx.Client) -> None:
     client.post(CHAT, json=chat())
-    client.post(CHAT, content=b"{")
+    client.post(CHAT, content=b"{", headers={"content-type": "application/json"})
     client.get("/nowhere")
     text = client.get("/metrics").text
     assert 'ruvllm_requests_total{model="smollm2-135m",route="/v1/chat/completions",status="200"} 1.0' in text
@@ -213,6 +221,9 @@ def test_metrics_count_what_happened(client: httpx.Client) -> None:
     assert "ruvllm_prefix_tokens_reused_total 12.0" in text
     assert 'ruvllm_router_decisions_total{ctx_bin="512",model="smollm2-135m",source="champion"} 1.0' in text
     assert "ruvllm_db_up 0.0" in text
+    assert 'ruvllm_writeback_total{outcome="stored"} 1.0' in text
+    used = next(line for line in text.splitlines() if line.startswith("ruvllm_machine_memory_used_ratio "))
+    assert 0 < float(used.split()[1]) <= 1
 
 
 def test_the_gateway_process_imports_neither_torch_nor_mlflow_nor_prefect() -> None:
@@ -222,3 +233,68 @@ def test_the_gateway_process_imports_neither_torch_nor_mlflow_nor_prefect() -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_instructions_and_constraints_reach_the_answerer(client: httpx.Client, answerer: FakeAnswerer) -> None:
+    messages = [{"role": "system", "content": "Answer in Twi."}, USER, {"role": "developer", "content": "Be brief."}]
+    limits = {"device_class": "mobile", "battery": 0.25, "memory_gb": 2, "privacy": "confidential"}
+    assert client.post(CHAT, json=chat(messages=messages, ruvllm=limits, stop=["###"], seed=7)).status_code == 200
+    ask = answerer.asked[-1]
+    assert (ask.question, ask.instructions, ask.lines) == ("x", "Answer in Twi.\nBe brief.", True)
+    assert (ask.device_class, ask.battery, ask.memory_gb, ask.privacy) == ("mobile", 0.25, 2, "confidential")
+    assert (ask.stop, ask.seed) == (("###",), 7)
+    client.post(CHAT, json=chat(ruvllm={"session_id": "s"}))
+    assert answerer.asked[-1].kept_history
+    assert not answerer.asked[-1].lines
+
+
+def test_text_completions(url: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        reply = client.completions.create(model=BIG, prompt="Hello?")
+        pieces = [chunk.choices[0].text for chunk in client.completions.create(model=BIG, prompt="Hi?", stream=True)]
+    assert (reply.model, reply.choices[0].text, reply.object) == (BIG, "You asked: Hello?", "text_completion")
+    assert "".join(pieces) == "You asked: Hi?"
+
+
+def test_embeddings_in_both_forms(url: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        packed = client.embeddings.create(model="auto", input=["a", "bcd"])  # this client asks for base64
+        plain = client.embeddings.create(model="test-encoder", input="bcd", encoding_format="float")
+        with pytest.raises(openai.NotFoundError):
+            client.embeddings.create(model=BIG, input="a")
+        with pytest.raises(openai.BadRequestError, match="dimensions"):
+            client.embeddings.create(model="auto", input="a", dimensions=2)
+    assert [row.embedding for row in packed.data] == [[1.0, 1.0, 0.0], [3.0, 1.0, 0.0]]
+    assert plain.data[0].embedding == [3.0, 1.0, 0.0]
+
+
+def test_the_document_declares_every_status_and_no_other(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert "422" not in operation["responses"]
+            if path.startswith("/v1/"):
+                assert {"200", "400", "401", "403", "429", "500", "503"} <= set(operation["responses"]), path
+
+
+def test_keys_open_what_their_scopes_say(
+    client: httpx.Client, service: GatewayService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def caller(authorization: str | None, peer: str | None) -> Caller:
+        if authorization is None:
+            raise AuthenticationError("no API key")
+        return Caller("k1", "default", frozenset({"ask"}), CallerLimits(requests_per_minute=1))
+
+    monkeypatch.setattr(service.door, "caller", caller)
+    refused = client.post(CHAT, json=chat())
+    assert_openai_error(refused, 401, "invalid_api_key")
+    assert refused.headers["www-authenticate"] == "Bearer"
+    key = {"authorization": f"Bearer ruvllm-{'0' * 16}-{'x' * 43}"}
+    assert_openai_error(client.post("/v1/feedback", json={"request_id": "r", "rating": 1}, headers=key), 403)
+    taken = client.post(CHAT, json=chat(), headers=key)
+    assert (taken.status_code, taken.headers["x-ratelimit-remaining-requests"]) == (200, "0")
+    limited = client.post(CHAT, json=chat(), headers=key)
+    assert_openai_error(limited, 429, "rate_limit_exceeded")
+    assert int(limited.headers["retry-after"]) >= 1
+    assert int(limited.headers["retry-after-ms"]) >= 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from ruvllm.database.pool import Database
 from ruvllm.embedding import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
-from ruvllm.errors import DatabaseError, EncoderMismatchError, ProcessError
+from ruvllm.errors import DatabaseError, EncoderMismatchError, ProcessError, SettingsError
 from ruvllm.inference.supervised import TierState
 from ruvllm.interactions import OutboxState
 from ruvllm.memory.records import NewNode
@@ -52,6 +53,20 @@ def test_the_probe_says_which_router_answered(
     monkeypatch.setattr("ruvllm.services.gateway_running", lambda settings: serving(settings, service))
     reply = ask_gateway(settings, "night-0001", "Hello?")
     assert (reply.text, reply.model, reply.router_version) == ("You asked: Hello?", "smollm2-135m", "night-0001")
+
+
+def test_the_probe_sends_the_key_of_its_file(
+    service: GatewayService, answerer: FakeAnswerer, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = f"ruvllm-{'0' * 16}-{'x' * 43}"
+    caller, sent = service.door.caller(None), []
+    monkeypatch.setattr(service.door, "caller", lambda authorization, peer: sent.append(authorization) or caller)
+    monkeypatch.setattr("ruvllm.services.gateway_running", lambda settings: serving(settings, service))
+    (tmp_path / "key").write_text(f"{key}\n")
+    ask_gateway(replace(settings, probe_key_file=str(tmp_path / "key")), "", "Hello?")
+    assert sent == [f"Bearer {key}"]
+    with pytest.raises(SettingsError, match="PROBE_KEY_FILE"):
+        ask_gateway(replace(settings, probe_key_file=str(tmp_path / "none")), "", "Hello?")
 
 
 def test_the_probe_refuses_another_router(

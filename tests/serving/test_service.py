@@ -7,12 +7,12 @@ import shutil
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from ruvllm.answer import Ask
 from ruvllm.database.pool import Database
 from ruvllm.errors import OverloadedError, ProcessError
 from ruvllm.registry import ledger
@@ -44,9 +44,13 @@ def connected(answerer: FakeAnswerer, database: Database, settings: Settings) ->
     return GatewayService(answerer, database, BundleStore(settings.router_dir), settings)
 
 
-def test_past_twice_the_model_slots_requests_are_refused_at_once(url: str, answerer: FakeAnswerer) -> None:
+def test_past_slots_and_queue_requests_are_refused_at_once(
+    answerer: FakeAnswerer, away: Database, settings: Settings
+) -> None:
     answerer.gate = threading.Event()
-    with client_of(url) as client, ThreadPoolExecutor(4) as threads:
+    settings = replace(settings, queue=0)
+    service = GatewayService(answerer, away, BundleStore(settings.router_dir), settings)
+    with serving(settings, service) as url, client_of(url) as client, ThreadPoolExecutor(4) as threads:
         running = [threads.submit(client.post, CHAT, json=QUESTION) for _ in range(4)]  # two tiers, two each
         for _ in running:
             assert answerer.began.acquire(timeout=10)
@@ -65,25 +69,24 @@ def test_past_twice_the_model_slots_requests_are_refused_at_once(url: str, answe
 def test_a_request_past_its_deadline_keeps_its_slot_until_it_is_done(
     service: GatewayService, answerer: FakeAnswerer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ruvllm.serving.service._GRACE_S", -service.settings.deadline_s)
+    monkeypatch.setattr("ruvllm.serving.service.GRACE_S", -service.settings.deadline_s)
     answerer.gate = threading.Event()
 
     async def ask() -> None:
         with pytest.raises(TimeoutError):
-            await service.run(lambda: answerer.answer(Ask("Hello?")))
+            await service.run(service.door.caller(None), lambda of: answerer.gate.wait(10))
 
     asyncio.run(ask())
-    assert answerer.began.acquire(timeout=10)
-    assert service._taken == 1
+    assert service.light.admission.state.running + service.light.admission.state.queued == 1
     answerer.gate.set()
     service.stop()
-    assert service._taken == 0
+    assert service.light.admission.drained(10)
 
 
 def test_after_its_end_a_gateway_admits_nothing(service: GatewayService, answerer: FakeAnswerer) -> None:
     service.stop()
     with pytest.raises(OverloadedError, match="shutting down"):
-        asyncio.run(service.run(lambda: None))
+        asyncio.run(service.run(service.door.caller(None), lambda of: None))
     assert not service.state().ready
     assert answerer.settled == 1  # what waited in the outbox was settled once more
 
@@ -127,7 +130,7 @@ def test_what_is_away_is_said_and_forgotten_when_it_is_back(
     service.sync()
     assert [text.split(":")[0] for text in service.state().degraded] == ["database"]
     assert len([r for r in caplog.records if "database" in r.message]) == 1  # logged once, not every second
-    service.database = connected.database
+    service.database, service.door = connected.database, connected.door
     service.sync()
     assert service.state().degraded == ()
 
