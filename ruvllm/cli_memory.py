@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ruvllm import cli_shards, cli_tidy
+from ruvllm import cli_attention, cli_shards, cli_tidy
 from ruvllm.cli_shared import opened, showing
 from ruvllm.console import console, table
 from ruvllm.errors import InputError
@@ -32,6 +32,7 @@ app = typer.Typer(
     "run at first; [bold]ruvllm memory undo RUN[/] takes a run back. With SQL: [bold]ruvllm db analyst add NAME[/].",
 )
 app.add_typer(cli_tidy.app)  # audit, dedup, compact, archive, decay, undo, runs, reindex
+app.add_typer(cli_attention.app)  # explain, link
 app.add_typer(cli_shards.app, name="shards")
 
 Node_ = Annotated[str, typer.Argument(metavar="NODE", help="A node's uuid, as search shows it.")]

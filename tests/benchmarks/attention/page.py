@@ -1,0 +1,42 @@
+"""docs/attention.md from the results of the attention benchmarks. Measures nothing.
+
+python -m tests.benchmarks.attention.page RESULTS docs/attention.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.benchmarks.memory.report import page
+
+_INTRODUCTION = """
+# Attention over the retrieved neighbourhood
+
+Made by `make bench-attention DATA=FOLDER`; no figure is typed by hand. The passages of each set are a memory, embedded
+by the default encoder and linked by `ruvllm/memory/linking.py` (shared names, titles, nearness; no language model).
+Seeds are the best by meaning and words; a walk of two hops adds what they lead to; every way ranks the same nodes.
+
+One attention model is trained on four fifths of the questions of all sets together and asked the last fifth, five
+times over. Intervals are 95 % bootstraps over questions; gains are paired. The gate's rule is in
+`ruvllm/learning/attention_gate.py`. With 100 questions a set the intervals of MuSiQue and HotpotQA are wide.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Markdown from the results of the attention benchmarks.")
+    parser.add_argument("results", type=Path)
+    parser.add_argument("page", type=Path)
+    chosen = parser.parse_args(arguments)
+    wholes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(chosen.results.glob("*.json"))]
+    if not wholes:
+        parser.error(f"{chosen.results} holds no results; run make bench-attention first")
+    chosen.page.write_text(page(wholes, _INTRODUCTION), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
