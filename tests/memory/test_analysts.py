@@ -112,7 +112,7 @@ def test_every_view_is_there_guarded_and_readable(filled: Memory, login: Login, 
         "SELECT relname, relowner::regrole::text, reloptions, pg_get_viewdef(oid) FROM pg_class"
         " WHERE relnamespace = 'analytics'::regnamespace AND relkind = 'v'"
     ).fetchall()
-    assert {row[0] for row in rows} == VIEWS
+    assert {row[0] for row in rows} >= VIEWS  # docs/analysts.md has the others
     for name, belongs_to, options, definition in rows:
         assert (belongs_to, options) == ("ruvllm_views", ["security_barrier=true"]), name
         assert "my_tenant()" in definition, name
