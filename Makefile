@@ -5,8 +5,8 @@
 #   GEMMA=no                     leave out Gemma 3 270M, the second model of the packaged ladder
 #   CYCLE_FLAGS= TEST_FLAGS=     appended to `ruvllm cycle` and to pytest
 #   UPGRADE=--upgrade            newest versions for `make lock`
-#   BENCH_DIR= BENCH_FLAGS=      where `make bench-memory` keeps what it made, and what is added to its pytest
-#   DATA=FOLDER                  outcome files for `make bench-router`
+#   BENCH_DIR= BENCH_FLAGS=      where the bench targets keep what they make, and what is added to their command
+#   DATA=FOLDER                  public data for bench-router and bench-attention
 
 SHELL := bash
 .DEFAULT_GOAL := help
@@ -33,10 +33,11 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 gemma_flag := $(if $(filter no,$(GEMMA)),,--accept-gemma-terms)
 
-.PHONY: help setup cycle test test-vllm check up down status bench bench-memory bench-router lock clean
+.PHONY: help setup cycle test test-vllm check up down status lock clean
+.PHONY: bench bench-memory bench-router bench-attention bench-latency bench-gateway bench-night
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv with everything in it (about 7 minutes once, 5 of them compile llama.cpp)
 	@infra/setup.sh
@@ -78,8 +79,24 @@ bench-memory: setup ## measure memory beside other libraries; BENCH_FLAGS='--n 1
 bench-router: setup ## measure routing on public outcome sets: DATA=FOLDER of them; writes docs/router-outcomes.md and .png
 	@$(if $(DATA),,echo 'make bench-router: DATA is empty, want the folder that holds router/NAME.jsonl.gz' >&2; exit 1)
 	@.venv/bin/python -m pytest -m benchmark --data $(DATA) --keep $(BENCH_DIR)/router $(BENCH_FLAGS) \
-	  $(addprefix tests/benchmarks/router/,test_outcomes.py test_offpolicy.py)
+	  $(addprefix tests/benchmarks/router/,test_outcomes.py test_compression.py test_objectives.py test_decision.py test_offpolicy.py)
 	@.venv/bin/python -m tests.benchmarks.router.page $(BENCH_DIR)/router/results docs/router-outcomes.md
+
+bench-attention: setup ## measure attention on public sets: DATA=FOLDER of them; writes docs/attention.md
+	@$(if $(DATA),,echo 'make bench-attention: DATA is empty, want the folder that holds the sets' >&2; exit 1)
+	@.venv/bin/python -m pytest -m benchmark --data $(DATA) --keep $(BENCH_DIR)/attention $(BENCH_FLAGS) tests/benchmarks/attention
+	@.venv/bin/python -m tests.benchmarks.attention.page $(BENCH_DIR)/attention/results docs/attention.md
+
+bench-latency: setup ## measure every tier's shape with blank weights, hours in cells; writes docs/latency.md
+	@.venv/bin/python -m pytest -m benchmark -s --keep $(BENCH_DIR)/latency $(BENCH_FLAGS) tests/benchmarks/inference/test_latency.py
+	@.venv/bin/python -m tests.benchmarks.inference.latency_page $(BENCH_DIR)/latency docs/latency.md
+
+bench-gateway: setup ## load, overload and hot swap of the gateway; writes docs/gateway.md
+	@.venv/bin/python -m tests.benchmarks.serving.load --keep $(BENCH_DIR)/gateway $(BENCH_FLAGS)
+	@.venv/bin/python -m tests.benchmarks.memory.report $(BENCH_DIR)/gateway/results docs/gateway.md
+
+bench-night: setup ## views, the night's page and promoters at size: BENCH_FLAGS='--n 1000000'
+	@.venv/bin/python -m pytest -m benchmark --keep $(BENCH_DIR)/night $(BENCH_FLAGS) tests/benchmarks/night
 
 lock: ## write requirements/*.txt anew, with hashes
 	@infra/lock.sh

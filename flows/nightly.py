@@ -1,12 +1,15 @@
-"""The night: collect, train, evaluate, propose; with an approval also promote and consolidate; maintain; serve.
+"""The night: collect, train, evaluate, propose; with an approval also promote and consolidate; maintain; serve; report.
 
 A night that was killed is taken up where it stopped: the steps that are done are not done again.
 """
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow
 from prefect.logging.handlers import APILogHandler
+from pydantic import Field
 
 from flows.collect import collect
 from flows.consolidate import consolidate
@@ -14,41 +17,59 @@ from flows.evaluate import evaluate
 from flows.maintain import maintain
 from flows.promote import promote
 from flows.propose import propose
+from flows.report import report
 from flows.serve import serve
 from flows.steps import Result
 from flows.train import train
 from ruvllm import night
 from ruvllm.settings import load_settings
 
+Questions = Annotated[int, Field(ge=1, le=100_000, description="Questions of the corpus, asked as the day's traffic.")]
+Seconds = Annotated[float, Field(gt=0, le=86_400, description="Of oracle collection; empty: the settings' budget.")]
+Sample = Annotated[
+    int, Field(ge=1, description="Questions that the oracle runs at most; empty: what the budget holds.")
+]
+Name = Annotated[str, Field(max_length=200, description="Approves the candidate; empty: a reviewer does, in MLflow.")]
+Cycle = Annotated[
+    str, Field(max_length=100, description="Takes up this unfinished night; empty: the unfinished or next.")
+]
+
 
 @flow(name="nightly")
 def nightly(
-    questions: int = night.DAY_QUESTIONS, budget_s: float | None = None, approve_as: str = "", sample: int | None = None
+    questions: Questions = night.DAY_QUESTIONS,
+    budget_s: Seconds | None = None,
+    approve_as: Name = "",
+    sample: Sample | None = None,
+    cycle_id: Cycle = "",
 ) -> Result:
-    """One whole learning cycle.
+    """One whole learning cycle; never two at once.
 
     Args:
         questions: how many questions of the corpus are asked as the day's traffic.
         budget_s: seconds of oracle collection; by default the settings' budget for this night.
         approve_as: approve the candidate under this name; empty leaves it to a reviewer in MLflow.
         sample: questions that the oracle runs at most; by default as many as the budget could hold.
+        cycle_id: the unfinished night to take up; by default the one there is, or a new one.
     """
     settings = load_settings()
-    cycle_id = night.begin(settings)
-    collect(cycle_id, questions, budget_s, sample)
-    train(cycle_id)
-    evaluate(cycle_id)
-    propose(cycle_id)
-    promote(cycle_id, approve_as)
-    consolidate(cycle_id)
-    maintain(cycle_id)
-    serve(cycle_id)
-    return night.finish(settings, cycle_id)
+    with night.alone(settings):
+        cycle_id = night.begin(settings, cycle_id)
+        collect(cycle_id, questions, budget_s, sample)
+        train(cycle_id)
+        evaluate(cycle_id)
+        propose(cycle_id)
+        promote(cycle_id, approve_as)
+        consolidate(cycle_id)
+        maintain(cycle_id)
+        serve(cycle_id)
+        report(cycle_id)
+        return night.finish(settings, cycle_id)
 
 
-def run_here(questions: int, budget_s: float | None, approve_as: str) -> Result:
+def run_here(questions: int, budget_s: float | None, approve_as: str, sample: int | None = None) -> Result:
     """One nightly run in this process; its log reaches the server before the caller may stop that."""
     try:
-        return nightly(questions=questions, budget_s=budget_s, approve_as=approve_as)
+        return nightly(questions=questions, budget_s=budget_s, approve_as=approve_as, sample=sample)
     finally:
         APILogHandler().flush()

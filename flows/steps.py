@@ -9,15 +9,15 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from ruvllm.errors import DatabaseError, InferenceError
+from ruvllm.errors import DatabaseError, InferenceError, RegistryError
 
 Result = dict[str, Any]
 
 
 def _passing(_task: Any, _run: Any, state: Any) -> bool:
-    """Only faults that can pass by themselves are tried again; a refusal stays a refusal."""
+    """Only faults that can pass by themselves are tried again; a refusal (a GateError) stays a refusal."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, (DatabaseError, InferenceError))
+    return isinstance(error, (DatabaseError, InferenceError)) or type(error) is RegistryError
 
 
 @task(task_run_name="{name}", retries=2, retry_delay_seconds=2, retry_condition_fn=_passing, cache_policy=NO_CACHE)

@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ruvllm import __version__, cli_analysts, cli_judge, cli_memory, cli_models, cli_registry, cli_vllm
+from ruvllm import (
+    __version__,
+    cli_analysts,
+    cli_backup,
+    cli_flows,
+    cli_judge,
+    cli_keys,
+    cli_memory,
+    cli_models,
+    cli_registry,
+    cli_vllm,
+)
 from ruvllm.console import Bars, console, errors, table
 from ruvllm.progress import reporting
 from ruvllm.settings import Settings
@@ -31,6 +42,9 @@ db_app.add_typer(cli_analysts.app, name="analyst")
 app.add_typer(cli_registry.app, name="registry")
 app.add_typer(cli_judge.app, name="judge")
 app.add_typer(cli_vllm.app, name="vllm")
+app.add_typer(cli_flows.app, name="flows")
+app.add_typer(cli_keys.app, name="keys")
+cli_backup.add_to(app, db_app)
 
 Gemma = Annotated[bool, typer.Option("--accept-gemma-terms", help="Accept the Gemma Terms of Use for Gemma 3 270M.")]
 

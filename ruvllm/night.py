@@ -6,13 +6,17 @@ Every step takes the cycle's id, does its work once (`learning/cycle.py` keeps w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ruvllm import progress
 from ruvllm.answer import Answer, Answerer, Ask
+from ruvllm.consolidation import consolidate_champion, newest_state
 from ruvllm.corpus.records import Question
+from ruvllm.database import open_database
+from ruvllm.database.pool import Database
 from ruvllm.errors import ArtifactError, LearningError, RegistryError
 from ruvllm.learning import cycle as cycles
 from ruvllm.settings import Settings
@@ -27,10 +31,29 @@ MIN_TRAIN_ROWS, MIN_TEST_ROWS = 8, 3  # what the learner and the gates ask for
 _MISSING_NIGHT = "run the earlier steps of this cycle first (ruvllm cycle)"
 
 
-def begin(settings: Settings) -> str:
-    """The unfinished cycle, or a new one; returns its id."""
-    with open_workplace(settings) as work:
-        return cycles.open_cycle(work.database).id
+def begin(settings: Settings, cycle_id: str = "") -> str:
+    """The unfinished cycle, or a new one; returns its id. With `cycle_id` that one, and an error if it is finished."""
+    with _opened(settings) as database:
+        if cycle_id:
+            return cycles.resume_cycle(database, cycle_id).id
+        return cycles.open_cycle(database).id
+
+
+@contextmanager
+def alone(settings: Settings) -> Iterator[None]:
+    """No second night within the block; see `learning/cycle.py`."""
+    with _opened(settings) as database, cycles.alone(database):
+        yield
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[Database]:
+    """The database alone: the encoder takes a second to load, and most of what looks here needs none."""
+    database = open_database(settings)
+    try:
+        yield database
+    finally:
+        database.close()
 
 
 def _step(settings: Settings, cycle_id: str, name: str, work: Callable[[Workplace], Result]) -> Result:
@@ -160,7 +183,7 @@ def train(settings: Settings, cycle_id: str) -> Result:
             workspace,
             snapshot.path,
             champion.path if champion else None,
-            _ewc_file(place, workspace),
+            newest_state(place.database, workspace),
             cycle_id,
             progress.stage("Training and evaluating the router (dvc repro)"),
         )
@@ -189,27 +212,10 @@ def _train_keys(place: Workplace, cycle_id: str) -> list[str]:
     return [row[0] for row in rows]
 
 
-def _ewc_file(place: Workplace, workspace: Path) -> Path | None:
-    """The newest EWC state, as a file beside the snapshot; None before the first consolidation."""
-    import hashlib
-
-    with place.database.transaction() as connection:
-        row = connection.execute(
-            "SELECT state, sha256, router_version FROM learning.ewc_state ORDER BY id DESC LIMIT 1"
-        ).fetchone()
-    if row is None:
-        return None
-    state = bytes(row[0])
-    if hashlib.sha256(state).hexdigest() != row[1]:
-        raise LearningError(f"EWC state of router {row[2]}: sha256 does not match; restore the database from a backup")
-    path = workspace / "ewc.safetensors"
-    path.write_bytes(state)
-    return path
-
-
 def evaluate(settings: Settings, cycle_id: str) -> Result:
     """The figures of the candidate beside the champion and the baselines, as a table to read."""
     from ruvllm.evaluation.table import policy_rows, report_markdown
+    from ruvllm.reporting.gather import trend_figures
 
     def work(place: Workplace) -> Result:
         report = _report(settings, place, cycle_id)
@@ -226,6 +232,7 @@ def evaluate(settings: Settings, cycle_id: str) -> Result:
             "warnings": report["warnings"],
             "policies": policy_rows(report),
             "table": report_markdown(report),
+            **trend_figures(report),
         }
 
     return _step(settings, cycle_id, "evaluate", work)
@@ -255,7 +262,7 @@ def propose(settings: Settings, cycle_id: str) -> Result:
             settings,
             place.database,
             bundle=settings.state_dir / trained["bundle"],
-            report=_report(settings, place, cycle_id),
+            report={**_report(settings, place, cycle_id), **_decision_latency(trained["metrics"])},
             cycle_id=cycle_id,
             params={"snapshot": trained["snapshot"], "rows": trained["rows"], "dvc_lock": trained["dvc_lock"]},
         )
@@ -268,6 +275,11 @@ def propose(settings: Settings, cycle_id: str) -> Result:
         }
 
     return _step(settings, cycle_id, "propose", work)
+
+
+def _decision_latency(metrics: Result) -> Result:
+    """Measured apart from report.json, whose bytes are the same whenever it is made again."""
+    return {"decision_us": metrics["decision_us"]} if "decision_us" in metrics else {}
 
 
 def promote(settings: Settings, cycle_id: str, approve_as: str = "") -> Result:
@@ -296,12 +308,12 @@ def promote_approved(settings: Settings) -> Result:
     """Promote the newest version that a reviewer approved and that is not yet champion; then consolidate it."""
     from ruvllm.registry import promotion
 
-    with open_workplace(settings) as place:
-        row = promotion.promote_approved(settings, place.database)
-        promotion.reconcile_alias(settings, place.database)
+    with _opened(settings) as database:
+        row = promotion.promote_approved(settings, database)
+        promotion.reconcile_alias(settings, database)
         if row is None:
             return {"promoted": False, "why": "nothing was approved since the last look"}
-        _consolidate_champion(place, row.cycle_id)
+        consolidate_champion(settings, database, row.cycle_id)
         return {"promoted": True, "version": row.version, "approved_by": row.approved_by}
 
 
@@ -312,24 +324,9 @@ def consolidate(settings: Settings, cycle_id: str) -> Result:
         promoted = _result_of(place, cycle_id, "promote")
         if not promoted["promoted"]:
             return {"consolidated": False, "why": f"version {promoted['version']} is not champion"}
-        return _consolidate_champion(place, cycle_id)
+        return consolidate_champion(place.settings, place.database, cycle_id)
 
     return _step(settings, cycle_id, "consolidate", work)
-
-
-def _consolidate_champion(place: Workplace, cycle_id: str | None) -> Result:
-    from ruvllm.learning.ewc import consolidate_bundle
-    from ruvllm.registry import ledger
-
-    with place.database.transaction() as connection:
-        row = ledger.current(connection)
-    if row is None or cycle_id is None:
-        raise LearningError("consolidate: there is no champion yet; promote a candidate first")
-    workspace = folder(place.settings, cycle_id)
-    result = consolidate_bundle(workspace / "bundle", workspace / "snapshot.npz", _ewc_file(place, workspace))
-    with place.database.transaction() as connection:
-        connection.execute(_STORE_EWC, {**result.row(), "tenant": place.database.tenant, "version": row.version})
-    return {"consolidated": True, "version": row.version, "samples": result.samples}
 
 
 def maintain(settings: Settings, cycle_id: str) -> Result:
@@ -344,24 +341,24 @@ def maintain(settings: Settings, cycle_id: str) -> Result:
 
 
 def serve(settings: Settings, cycle_id: str) -> Result:
-    """The gateway answers one question with the ledger's champion; it is started where none runs, and then ended."""
-    from ruvllm.serving.probe import ask_gateway
+    """The gateway answers one question with the ledger's champion; it is started where none runs, and then ended.
+
+    A champion that this night promoted and that cannot be loaded, or does not answer, is rolled back.
+    """
+    from ruvllm.verifying import verify_champion
 
     def work(place: Workplace) -> Result:
-        champion = place.champion()
-        if champion is None:
-            return {"served": False, "why": "no version has been promoted yet"}
-        reply = ask_gateway(settings, champion.version, "What is the capital of Ghana?")
-        return {"served": True, "asked": reply.question, "answer": reply.text, "router_version": reply.router_version}
+        promoted = _result_of(place, cycle_id, "promote")["promoted"]
+        return verify_champion(settings, place.database, place.champion, may_roll_back=promoted)
 
     return _step(settings, cycle_id, "serve", work)
 
 
 def finish(settings: Settings, cycle_id: str) -> Result:
     """Close the cycle; the results of all its steps."""
-    with open_workplace(settings) as place:
-        cycles.finish_cycle(place.database, cycle_id)
-        night = cycles.find_cycle(place.database, cycle_id).night
+    with _opened(settings) as database:
+        cycles.finish_cycle(database, cycle_id)
+        night = cycles.find_cycle(database, cycle_id).night
     return results(settings, night)
 
 
@@ -371,9 +368,9 @@ def results(settings: Settings, night: int | None = None) -> Result:
     Raises:
         LearningError: that night is not finished, or there is none.
     """
-    with open_workplace(settings) as place:
-        cycle = cycles.finished_cycle(place.database, night)
-        done = cycles.steps_done(place.database, cycle.id)
+    with _opened(settings) as database:
+        cycle = cycles.finished_cycle(database, night)
+        done = cycles.steps_done(database, cycle.id)
     return {
         "cycle_id": cycle.id,
         "night": cycle.night,
@@ -389,9 +386,4 @@ _TIERS = """
 _OUTCOMES = """
     SELECT o.outcome, count(*)::int FROM serving.outbox o JOIN serving.interactions i ON i.id = o.interaction
     WHERE i.cycle_id = %s AND o.outcome IS NOT NULL GROUP BY o.outcome
-"""
-_STORE_EWC = """
-    INSERT INTO learning.ewc_state (tenant, router_version, layout_hash, state, sha256, penalty, decay, samples)
-    VALUES (%(tenant)s, %(version)s, %(layout_hash)s, %(state)s, %(sha256)s, %(penalty)s, %(decay)s, %(samples)s)
-    ON CONFLICT (tenant, router_version) DO NOTHING
 """

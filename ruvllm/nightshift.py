@@ -12,7 +12,9 @@ from ruvllm.database.embedded import EmbeddedPostgres
 from ruvllm.settings import Settings
 
 
-def run_night(settings: Settings, questions: int, budget_s: float | None, approve_as: str) -> dict[str, Any]:
+def run_night(
+    settings: Settings, questions: int, budget_s: float | None, approve_as: str, sample: int | None = None
+) -> dict[str, Any]:
     """One nightly flow run; its result. Services that ran before go on running, the others are stopped after."""
     show = progress.stage("Starting Postgres and the Prefect server")
     show(0, 1)
@@ -23,7 +25,7 @@ def run_night(settings: Settings, questions: int, budget_s: float | None, approv
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         from flows.nightly import run_here  # imports Prefect, which reads its settings when it is imported
 
-        result: dict[str, Any] = run_here(questions, budget_s, approve_as)
+        result: dict[str, Any] = run_here(questions, budget_s, approve_as, sample)
     return result
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,23 @@ def open_cycle(database: Database) -> Cycle:
     return cycle
 
 
+@contextmanager
+def alone(database: Database) -> Iterator[None]:
+    """No second night of this tenant within the block, on whichever machine; ends with its process, as by kill -9.
+
+    Raises:
+        LearningError: a night runs already.
+    """
+    with database.owner() as connection:
+        key = f"ruvllm.night {database.tenant}"
+        row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (key,)).fetchone()
+        if row != (True,):
+            raise LearningError(
+                f"a night of tenant {database.tenant} runs already; wait for it: its run is in Prefect (ruvllm status)"
+            )
+        yield  # the lock goes with the connection
+
+
 def find_cycle(database: Database, cycle_id: str) -> Cycle:
     """The cycle of that id.
 
@@ -80,6 +98,22 @@ def finished_cycle(database: Database, night: int | None = None) -> Cycle:
         which = "no night is finished yet" if night is None else f"night {night}: is not finished, or never was"
         raise LearningError(f"{which}; run one (ruvllm cycle)")
     return Cycle(found[0], found[1], resumed=False)
+
+
+def resume_cycle(database: Database, cycle_id: str) -> Cycle:
+    """The unfinished cycle of that id.
+
+    Raises:
+        LearningError: there is none, or it is finished.
+    """
+    cycle = find_cycle(database, cycle_id)
+    with database.transaction() as connection:
+        done = connection.execute(
+            "SELECT 1 FROM learning.cycles WHERE id = %s AND finished_at IS NOT NULL", (cycle_id,)
+        ).fetchone()
+    if done is not None:
+        raise LearningError(f"cycle {cycle_id}: is finished; leave the id out to begin the next night")
+    return cycle
 
 
 def finish_cycle(database: Database, cycle_id: str) -> None:

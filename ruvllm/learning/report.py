@@ -8,7 +8,10 @@
                            logistic-regression
     paired.<name>.<figure> regret of fastgrnn minus regret of <name>, question by question {mean, low, high}
     seen                   fastgrnn on the rows that it was trained on, n, and the same of every policy in seen.policies
-    calibration            ece of the confidence over n held-out questions
+    calibration            ece of the confidence over n held-out questions; bins: of each tenth of the confidence that
+                           holds any, n, said (its mean) and right (the share within epsilon of the oracle)
+    changes                against the champion: n held-out questions; tier and pair: how many it decides otherwise;
+                           examples, the largest difference in utility first: key, from, to, gained
     forgetting             see evaluation/forgetting.py; rate is {mean, low, high}, or null with one night
     per_domain.<domain>    n, utility, quality, utility_regret, accuracy_tier of fastgrnn
     fallback               rate on the held-out questions, threshold
@@ -43,6 +46,9 @@ from ruvllm.learning.routing import Routed
 from ruvllm.learning.targets import Pairs, Targets, Wide, quality5, take
 
 Report = dict[str, Any]
+
+_TENTHS = 10
+_EXAMPLES = 12  # changed decisions that a report shows
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,9 @@ def make_report(
         "calibration": {
             "ece": expected_calibration_error(contest.candidate.confidence[snapshot.test], near),
             "n": len(near),
+            "bins": _calibration_bins(contest.candidate.confidence[snapshot.test], near),
         },
+        "changes": _changes(judge, contest),
         "forgetting": _forgetting(snapshot, targets, contest, settings).as_dict(),
         "per_domain": _per_domain(judge, chosen["fastgrnn"]),
         "cost_saved": 1.0 - held_out["fastgrnn"]["cost"] / max(held_out["always-big"]["cost"], 1e-12),
@@ -194,6 +202,45 @@ def _forgetting(snapshot: Snapshot, targets: Targets, contest: Contest, settings
     judge = Judge(snapshot, targets, earlier, settings)
     then, now = (judge.near(routed.pairs[earlier]) for routed in (contest.champion, contest.candidate))
     return forgetting(then, now, snapshot.night[earlier], judge.bootstrap())
+
+
+def _calibration_bins(confidence: NDArray[np.float64], near: NDArray[np.bool_]) -> list[Report]:
+    """Of each tenth that holds any: how many, what was said, how often it was right."""
+    place = np.minimum((confidence * _TENTHS).astype(int), _TENTHS - 1)
+    return [
+        {
+            "n": int((place == p).sum()),
+            "said": float(confidence[place == p].mean()),
+            "right": float(near[place == p].mean()),
+        }
+        for p in np.unique(place)
+    ]
+
+
+def _changes(judge: Judge, contest: Contest) -> Report | None:
+    """What the candidate decides otherwise than the champion on the held-out questions; None without a champion."""
+    if contest.champion is None:
+        return None
+    before, after = (routed.pairs[judge.rows] for routed in (contest.champion, contest.candidate))
+    utility = judge.targets.utility[judge.rows]
+    gained = take(utility, after) - take(utility, before)
+    other = np.flatnonzero((before != after).any(axis=1))
+    largest = other[np.argsort(-np.abs(gained[other]), kind="stable")][:_EXAMPLES]
+    tiers = judge.snapshot.tiers
+
+    def named(pair: NDArray[np.int64]) -> str:
+        return f"{tiers[pair[0]]} {BINS[pair[1]]}"
+
+    return {
+        "n": len(before),
+        "tier": int((before[:, 0] != after[:, 0]).sum()),
+        "pair": len(other),
+        "examples": [
+            {"key": str(judge.snapshot.keys[judge.rows[i]]), "from": named(before[i]), "to": named(after[i]),
+             "gained": float(gained[i])}
+            for i in largest
+        ],
+    }  # fmt: skip
 
 
 def _per_domain(judge: Judge, pairs: Pairs) -> Report:

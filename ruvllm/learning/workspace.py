@@ -1,4 +1,4 @@
-"""Runs the pipeline (dvc.yaml) in a folder of its own: snapshot -> train -> evaluate. Trains nothing itself.
+"""Runs the pipeline (dvc.yaml) in a folder of its own: snapshot to figures. Trains nothing itself.
 
 A second run with the same inputs does nothing; a run that was killed is taken up where dvc's lock says. dvc gets its
 settings, caches and locks inside the workspace and reaches no network.
@@ -39,7 +39,7 @@ class PipelineResult:
     bundle: Path
     report: Path
     metrics: dict[str, Any]
-    lock_sha256: str  # of dvc.lock: inputs, settings and outputs of both stages
+    lock_sha256: str  # of dvc.lock: inputs, settings and outputs of every stage
 
 
 def run_pipeline(

@@ -18,6 +18,7 @@ import httpx
 from ruvllm.database.pool import Database
 from ruvllm.errors import BundleError, RegistryError
 from ruvllm.registry import ledger
+from ruvllm.registry.identities import ANY, identity
 from ruvllm.registry.ledger import LedgerRow
 from ruvllm.router.bundle import MANIFEST_FILE, verify_bundle
 from ruvllm.router.manifest import parse_manifest
@@ -108,17 +109,24 @@ def read_artifact(uri: str, settings: Settings) -> bytes:
     """
     parts = urlsplit(uri)
     if parts.scheme in ("", "file"):
-        return _read_file(Path(unquote(parts.path)))
+        return _read_file(_where_it_lies(Path(unquote(parts.path)), settings))
     server = settings.mlflow_tracking_uri.rstrip("/")
     if not server.startswith(("http://", "https://")):
         raise RegistryError(f"artifact {uri}: MLFLOW_TRACKING_URI is {server!r}, want the server's http(s) address")
     if parts.scheme == "mlflow-artifacts":
-        return _read_url(f"{server}/api/2.0/mlflow-artifacts/artifacts{quote(unquote(parts.path))}")
+        return _read_url(f"{server}/api/2.0/mlflow-artifacts/artifacts{quote(unquote(parts.path))}", settings)
     if uri.startswith(f"{server}/"):
-        return _read_url(uri)
+        return _read_url(uri, settings)
     raise RegistryError(
         f"artifact {uri}: want a path, file:, mlflow-artifacts: or an address under the tracking server"
     )
+
+
+def _where_it_lies(path: Path, settings: Settings) -> Path:
+    """`path`, or the same artifact of this state directory: a restored backup may lie in another folder than before."""
+    _, found, rest = path.as_posix().rpartition("/mlflow/artifacts/")
+    moved = settings.state_dir / "mlflow" / "artifacts" / rest
+    return moved if found and not path.exists() and moved.is_file() else path
 
 
 def _read_file(path: Path) -> bytes:
@@ -129,10 +137,12 @@ def _read_file(path: Path) -> bytes:
         raise BundleError(f"artifact {path}: {error.strerror or error}; restore it, or roll back") from error
 
 
-def _read_url(url: str) -> bytes:
+def _read_url(url: str, settings: Settings) -> bytes:
     shown = url.rsplit("@", 1)[-1]  # without a password
+    who = identity(settings, ANY)
+    login = (who.username, who.password) if who else None  # None: the one in the address, if it has one
     try:
-        with httpx.stream("GET", url, timeout=_TIMEOUT, follow_redirects=False) as response:
+        with httpx.stream("GET", url, auth=login, timeout=_TIMEOUT, follow_redirects=False) as response:
             if response.status_code != httpx.codes.OK:
                 raise BundleError(f"artifact {shown}: HTTP {response.status_code}, want 200; restore it, or roll back")
             content = b""

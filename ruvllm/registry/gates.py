@@ -18,6 +18,7 @@ from ruvllm.settings import PROJECT_ROOT
 POLICY_FILE = PROJECT_ROOT / "mlflow" / "gates.toml"
 _RULES = ("shown", "unless-shown", "point")
 _DIRECTIONS = ("at most", "at least")
+_OUTCOMES = ("pass", "inconclusive", "fail")  # the later, the worse
 
 Report = Mapping[str, Any]  # report.json, as it was parsed
 
@@ -34,6 +35,8 @@ class Gate:
     minus: str = ""
     paired: str = ""
     over: str = ""
+    each: str = ""
+    members: tuple[str, ...] = ()
     n: str = "n_test"
     min_n: int = 0
     rule: str = "shown"
@@ -42,6 +45,7 @@ class Gate:
     needs_champion: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "members", tuple(self.members))  # TOML has lists
         if self.rule not in _RULES or self.direction not in _DIRECTIONS:
             raise SettingsError(
                 f"gate {self.name!r}: rule {self.rule!r} and direction {self.direction!r}, "
@@ -173,12 +177,30 @@ def _measure(gate: Gate, report: Report) -> _Measured | None:
 
 
 def _evaluate(gate: Gate, report: Report, has_champion: bool) -> GateResult:
+    result = _worst(gate, report) if gate.each else _single(gate, report)
+    if gate.needs_champion and not has_champion:
+        return replace(result, blocks=False, reason="no champion of this ladder yet: blocks from the second version on")
+    return result
+
+
+def _worst(gate: Gate, report: Report) -> GateResult:
+    """The gate on each member of a section, its `member.` paths read there: the one that is worst, by name."""
+    section = report.get(gate.each)
+    members: Mapping[str, Any] = section if isinstance(section, Mapping) else {}
+    names = gate.members or tuple(sorted(members))
+    results = [_single(gate, {**report, "member": members.get(name, {})}, name) for name in names]
+    return max(results, key=_badness) if results else _single(gate, {})
+
+
+def _badness(result: GateResult) -> tuple[int, float]:
+    sign = 1.0 if result.direction == "at most" else -1.0
+    return _OUTCOMES.index(result.outcome), sign * (result.measured or 0.0)
+
+
+def _single(gate: Gate, report: Report, member: str = "") -> GateResult:
     measured, n = _measure(gate, report), _Measured.read(report, gate.n)
     outcome, why = _outcome(gate, measured, n)
-    reasons = [gate.reason, why]
-    if gate.needs_champion and not has_champion:
-        gate = replace(gate, blocks=False)
-        reasons = ["no champion of this ladder yet: blocks from the second version on"]
+    reasons = [f"the worst is {member}" if member else "", gate.reason, why]
     return GateResult(
         name=gate.name,
         measured=measured.mean if measured else None,

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ruvllm.database.pool import Database
+from ruvllm.evaluation.table import report_markdown
 from ruvllm.registry import ledger
 from ruvllm.registry.gates import GateResult, Report, evaluate_gates, load_policy, table_markdown
+from ruvllm.registry.identities import PROMOTER, TRAINER, identity
 from ruvllm.registry.ledger import LedgerRow
-from ruvllm.registry.tracking import MODEL, experiment_id, find_version, mlflow_session, tag_filter
+from ruvllm.registry.tracking import MODEL, acting, experiment_id, find_version, mlflow_session, tag_filter
 from ruvllm.router.layout import N_FEATURES
 from ruvllm.router.manifest import Manifest
 from ruvllm.router.runtime import RouterRuntime
@@ -30,6 +32,7 @@ BUNDLE = "bundle"  # the artifact folder of a run that is promoted
 REPORT = "report.json"
 CANDIDATE = "candidate"
 FITS = ("ladder", "encoder_id", "layout_hash")  # routers that differ in one of these cannot answer the same questions
+_DESCRIPTION = 5000  # characters that MLflow's column holds
 _MODEL_CODE = Path(__file__).with_name("pyfunc_model.py")
 
 
@@ -84,7 +87,7 @@ def register_candidate(
     with database.transaction() as connection:
         champion = ledger.current(connection)
     runtime = RouterRuntime.load(bundle)  # files, layout and golden vectors
-    with mlflow_session(settings) as client:
+    with mlflow_session(settings, PROMOTER) as client:
         candidate = _candidate(client, bundle, runtime, report, cycle_id, params or {}, champion)
         version = _version_of(client, candidate) or _new_version(client, settings, candidate)
         _describe(client, version, candidate)
@@ -155,9 +158,10 @@ def _version_of(client: MlflowClient, candidate: _Candidate) -> ModelVersion | N
 def _new_version(client: MlflowClient, settings: Settings, candidate: _Candidate) -> ModelVersion:
     from mlflow.exceptions import MlflowException
 
-    run_id = _run(client, experiment_id(client, settings), candidate)
-    _log_figures(client, run_id, candidate)
-    source, model_id = _log_model(run_id, candidate)
+    with acting(identity(settings, TRAINER)):  # runs and artifacts are the trainer's, versions the promoter's
+        run_id = _run(client, experiment_id(client, settings), candidate)
+        _log_figures(client, run_id, candidate)
+        source, model_id = _log_model(run_id, candidate)
     try:
         client.create_registered_model(
             MODEL, description="The router of RuvLLM; mlflow/reviewers.md says how to review."
@@ -167,7 +171,8 @@ def _new_version(client: MlflowClient, settings: Settings, candidate: _Candidate
             raise
     tags = {**candidate.tags, "validation_status": "pending"}
     version = client.create_model_version(MODEL, source, run_id=run_id, tags=tags, model_id=model_id)
-    client.set_terminated(run_id)
+    with acting(identity(settings, TRAINER)):
+        client.set_terminated(run_id)
     return version
 
 
@@ -181,7 +186,7 @@ def _run(client: MlflowClient, experiment: str, candidate: _Candidate) -> str:
 
 
 def _log_figures(client: MlflowClient, run_id: str, candidate: _Candidate) -> None:
-    from mlflow.entities import Metric, Param
+    from mlflow.entities import Dataset, DatasetInput, Metric, Param
 
     manifest = candidate.manifest
     params = {
@@ -195,6 +200,10 @@ def _log_figures(client: MlflowClient, run_id: str, candidate: _Candidate) -> No
     }
     metrics = [Metric(name, value, 0, 0) for name, value in _flat(json.loads(candidate.report))]
     client.log_batch(run_id, metrics[:1000], [Param(name, str(value)[:500]) for name, value in params.items()])
+    digest = manifest.snapshot[:36]  # MLflow's column holds so many; the param has all of it
+    if digest:
+        dataset = Dataset(name="snapshot", digest=digest, source_type="postgres", source="learning.snapshots")
+        client.log_inputs(run_id, [DatasetInput(dataset)])
     client.log_text(run_id, candidate.report.decode(), REPORT)
     client.log_text(run_id, json.dumps([gate.as_dict() for gate in candidate.gates], indent=2), "gates.json")
     client.log_text(run_id, table_markdown(candidate.gates), "gates.md")
@@ -221,20 +230,27 @@ def _log_model(run_id: str, candidate: _Candidate) -> tuple[str, str | None]:
 
 def _describe(client: MlflowClient, version: ModelVersion, candidate: _Candidate) -> None:
     """Description and alias; both can be set again, so a resumed night ends with them in place."""
-    stops = [gate.name for gate in candidate.gates if gate.stops]
-    client.update_model_version(
-        MODEL,
-        version.version,
-        f"Router `{candidate.manifest.version}` of cycle {candidate.cycle_id}, ladder {candidate.manifest.ladder}, "
-        f"compared with {f'version {candidate.champion}' if candidate.champion else 'no champion'}; bundle "
-        f"`{candidate.sha256}`.\n\n{table_markdown(candidate.gates)}\n\n"
-        f"{'Stopped by: ' + ', '.join(stops) + '.' if stops else 'No gate stops it.'}\n\n"
-        f"To approve: {how_to_approve(str(version.version))}. Gates are evaluated again at promotion.",
-    )
+    client.update_model_version(MODEL, version.version, _description(candidate, str(version.version)))
     newest = max(int(v.version) for v in client.search_model_versions(f"name = '{MODEL}'", max_results=1,
                                                                       order_by=["version_number DESC"]))  # fmt: skip
     if newest == int(version.version):
         client.set_registered_model_alias(MODEL, CANDIDATE, version.version)
+
+
+def _description(candidate: _Candidate, version: str) -> str:
+    """What a reviewer decides by: gates, what stops it, how to approve and to go back, and the other policies."""
+    stops = [gate.name for gate in candidate.gates if gate.stops]
+    text = (
+        f"Router `{candidate.manifest.version}` of cycle {candidate.cycle_id}, ladder {candidate.manifest.ladder}, "
+        f"compared with {f'version {candidate.champion}' if candidate.champion else 'no champion'}; bundle "
+        f"`{candidate.sha256}`. The night's page is `night.html` among the run's artifacts (tag `report`).\n\n"
+        f"{table_markdown(candidate.gates)}\n\n"
+        f"{'Stopped by: ' + ', '.join(stops) + '.' if stops else 'No gate stops it.'}\n\n"
+        f"To approve: {how_to_approve(version)}. Gates are evaluated again at promotion.\n\n"
+        'To go back after a promotion: "ruvllm registry rollback --by NAME --reason WHY".\n\n'
+    )
+    beside = report_markdown(json.loads(candidate.report))
+    return text + beside if len(text) + len(beside) <= _DESCRIPTION else text[:_DESCRIPTION]
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, float]]:

@@ -20,6 +20,7 @@ from ruvllm.errors import BundleError, GateError, InputError, RegistryError
 from ruvllm.registry import ledger
 from ruvllm.registry.fetch import fetch_bundle, read_artifact
 from ruvllm.registry.gates import GateResult, Report, evaluate_gates, load_policy, require_passed
+from ruvllm.registry.identities import PROMOTER, REVIEWER
 from ruvllm.registry.ledger import LedgerRow, NewRow
 from ruvllm.registry.package import BUNDLE, REPORT, has_comparable, how_to_approve, run_uri, with_artifact
 from ruvllm.registry.tracking import MODEL, all_versions, find_version, mlflow_session
@@ -68,7 +69,7 @@ def promote(settings: Settings, database: Database, version: str) -> LedgerRow:
     if current is not None and current.version == version:
         reconcile_alias(settings, database)
         return current
-    with mlflow_session(settings) as client:
+    with mlflow_session(settings, PROMOTER) as client:
         candidate = _read_candidate(client, version)
         _require_approved(candidate, rows)
         comparable = has_comparable(client, current, candidate.tags)
@@ -91,7 +92,7 @@ def promote_approved(settings: Settings, database: Database) -> LedgerRow | None
         GateError, BundleError, RegistryError: see `promote`.
     """
     rows = _history(database)
-    with mlflow_session(settings) as client:
+    with mlflow_session(settings, PROMOTER) as client:
         waiting = [str(v.version) for v in all_versions(client) if _waits(v, rows)]
     return promote(settings, database, waiting[-1]) if waiting else None
 
@@ -129,7 +130,7 @@ def reconcile_alias(settings: Settings, database: Database) -> str | None:
         row = ledger.current(connection)
     if row is None:
         return None
-    with mlflow_session(settings) as client:
+    with mlflow_session(settings, PROMOTER) as client:
         aliases = client.get_registered_model(MODEL).aliases
         if str(aliases.get(CHAMPION)) != row.version:
             client.set_registered_model_alias(MODEL, CHAMPION, row.version)
@@ -153,7 +154,7 @@ def _review(settings: Settings, version: str, status: str, by: str, reason: str)
     _require_name(by)
     now = datetime.now(UTC).isoformat()
     verb = f"{status}_by"
-    with mlflow_session(settings) as client:
+    with mlflow_session(settings, REVIEWER) as client:
         find_version(client, version)
         tags = {"review_reason": reason, "reviewed_at": now, verb: by, _REFUSED: "", "validation_status": status}
         for name, value in tags.items():  # the status last: a half-written review changes nothing
@@ -271,6 +272,6 @@ def _project(settings: Settings, database: Database) -> None:
 
 
 def _tag(settings: Settings, version: str, tags: dict[str, str]) -> None:
-    with mlflow_session(settings) as client:
+    with mlflow_session(settings, PROMOTER) as client:
         for name, value in tags.items():
             client.set_model_version_tag(MODEL, version, name, value)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ruvllm.errors import RegistryError
+from ruvllm.registry.identities import ANY, Identity, identity
 from ruvllm.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,13 +36,17 @@ _TAG_VALUE = re.compile(r"[\w.:+-]{1,200}")
 
 
 @contextmanager
-def mlflow_session(settings: Settings) -> Iterator[MlflowClient]:
+def mlflow_session(settings: Settings, role: str = ANY) -> Iterator[MlflowClient]:
     """A client of the tracking server or file of `settings`, which is also mlflow's current one within the block.
+
+    Args:
+        role: who acts in it (registry/identities.py); within the block `acting` may change that.
 
     Raises:
         RegistryError: MLflow refused, or cannot be reached.
+        SettingsError: nobody is known who acts as `role`.
     """
-    with _environment(_ENVIRONMENT), warnings.catch_warnings():
+    with _environment(_ENVIRONMENT), acting(identity(settings, role)), warnings.catch_warnings():
         import mlflow
         from mlflow.exceptions import MlflowException
 
@@ -55,6 +60,14 @@ def mlflow_session(settings: Settings) -> Iterator[MlflowClient]:
             yield mlflow.MlflowClient(settings.tracking_uri, settings.tracking_uri)
         except MlflowException as error:
             raise RegistryError(f"MLflow at {shown(settings)}: {error}") from error
+
+
+@contextmanager
+def acting(who: Identity | None) -> Iterator[None]:
+    """Every call to MLflow within the block is made by `who`; None changes nothing."""
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    with _environment(dict(zip(names, (who.username, who.password), strict=True)) if who else {}):
+        yield
 
 
 def shown(settings: Settings) -> str:

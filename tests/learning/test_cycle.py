@@ -2,6 +2,7 @@
 
 import pytest
 
+from ruvllm.database.pool import Database
 from ruvllm.errors import LearningError
 from ruvllm.learning import cycle as cycles
 
@@ -49,3 +50,25 @@ def test_the_last_finished_night_is_found_and_an_unfinished_one_is_named(databas
 def test_an_unknown_cycle_is_named(database):
     with pytest.raises(LearningError, match="night-9999"):
         cycles.find_cycle(database, "night-9999")
+
+
+def test_two_nights_never_run_at_once(database, database_url):
+    """Whichever machine the second one begins on; when the first ends, however it ends, the next may begin."""
+    other, another = Database(database_url), Database(database_url, "another-tenant")
+    with cycles.alone(database):
+        with pytest.raises(LearningError, match="tenant default runs already"), cycles.alone(other):
+            pass
+        with cycles.alone(another):
+            pass
+    with cycles.alone(other):
+        pass
+    other.close()
+    another.close()
+
+
+def test_a_night_is_taken_up_by_its_id_unless_it_is_finished(database):
+    cycle = cycles.open_cycle(database)
+    assert cycles.resume_cycle(database, cycle.id).night == cycle.night
+    cycles.finish_cycle(database, cycle.id)
+    with pytest.raises(LearningError, match="is finished"):
+        cycles.resume_cycle(database, cycle.id)

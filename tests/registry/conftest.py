@@ -45,6 +45,13 @@ def bundles(tmp_path: Path) -> tuple[Path, Path, Path]:
     return paths
 
 
+BASELINES = ("always-small", "always-big", "random", "logistic-regression")
+
+
+def _better() -> dict[str, float]:
+    return {"mean": -0.2, "low": -0.22, "high": -0.18}
+
+
 def make_report(**regrets: float) -> dict[str, Any]:
     """`regrets` are mean utility regrets by policy, with an interval of ±0.02."""
     means = {"fastgrnn": 0.1, "best-fixed": 0.3, "always-big": 0.4, "champion": 0.15, "oracle": 0.0, **regrets}
@@ -55,6 +62,10 @@ def make_report(**regrets: float) -> dict[str, Any]:
         "seen": {"accuracy_tier": 0.97, "accuracy_pair": 0.9, "n": 300},
         "calibration": {"ece": 0.03, "n": 200},
         "forgetting": {"rate": 0.01, "n_nights": 1},
+        "paired": {name: {"utility": _better()} for name in BASELINES},
+        "per_domain": {"people": {"n": 90, "utility_regret": 0.1}, "land": {"n": 110, "utility_regret": 0.12}},
+        "off_policy": {"n": 400, "candidate": _better(), "champion": {"mean": -0.3, "low": -0.32, "high": -0.28}},
+        "decision_us": {"p50": 20.0, "p99": 30.0, "n": 2000},
         "golden_max_error": 2e-7,
         "warnings": [],
     }

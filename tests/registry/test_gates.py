@@ -42,6 +42,9 @@ def test_a_good_report_passes_every_gate_on_both_ladders(report: dict[str, Any])
         ("policies.fastgrnn.regret.cost", spread(0.1), "cost regret as a share of the oracle's cost"),
         ("policies.fastgrnn.regret.utility", spread(0.5), "not worse than the best fixed choice"),
         ("policies.fastgrnn.regret.utility", spread(0.5), "not worse than the champion"),
+        ("paired.logistic-regression.utility", spread(0.3), "better than the simple baselines"),
+        ("per_domain.land.utility_regret", 0.6, "no domain is left behind"),
+        ("decision_us.p50", 140.0, "decision latency, µs"),
     ],
 )  # fmt: skip
 def test_a_bad_figure_fails_its_gate_and_stops_the_lfm2_ladder(
@@ -98,6 +101,30 @@ def test_a_paired_difference_is_preferred_to_two_separate_intervals(report: dict
     report["paired"] = {"best-fixed": {"utility": {"mean": 0.05, "low": 0.02, "high": 0.08}}}
     result = judge(report)["not worse than the best fixed choice"]
     assert (result.outcome, result.measured, result.interval) == ("pass", 0.05, (0.02, 0.08))
+
+
+def test_the_worst_member_counts_and_is_named(report: dict[str, Any]) -> None:
+    report["paired"]["random"]["utility"] = spread(0.4)
+    report["paired"]["always-big"]["utility"] = spread(0.5)
+    result = judge(report)["better than the simple baselines"]
+    assert (result.outcome, result.measured) == ("fail", 0.5)
+    assert result.reason.startswith("the worst is always-big")
+
+
+def test_a_baseline_that_is_missing_is_inconclusive_and_blocks(report: dict[str, Any]) -> None:
+    del report["paired"]["random"]
+    result = judge(report)["better than the simple baselines"]
+    assert (result.outcome, result.stops) == ("inconclusive", True)
+    assert "random" in result.reason
+
+
+def test_a_small_domain_is_inconclusive_unless_a_larger_one_fails(report: dict[str, Any]) -> None:
+    report["per_domain"]["sea"] = {"n": 4, "utility_regret": 0.0}
+    assert judge(report)["no domain is left behind"].outcome == "inconclusive"
+    report["per_domain"]["land"]["utility_regret"] = 0.9
+    failed = judge(report)["no domain is left behind"]
+    assert (failed.outcome, failed.n) == ("fail", 110)
+    assert "land" in failed.reason
 
 
 def test_without_a_champion_its_gates_report_only(report: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from ruvllm.database.pool import Database
 from ruvllm.errors import RegistryError
 from ruvllm.registry import ledger
 from ruvllm.registry.ledger import LedgerRow, NewRow
+from tests.registry.ledger_race import race
 
 
 def new(version: str, action: str = "promote") -> NewRow:
@@ -40,6 +41,15 @@ def test_eight_promoters_that_saw_the_same_champion_have_one_winner(database: Da
     with database.transaction() as connection:
         assert [row.version for row in ledger.history(connection)] == winners
     assert len(winners) == 1
+
+
+def test_of_sixteen_promoters_one_wins_each_round(database: Database) -> None:
+    winners = [race(database, number) for number in range(6)]
+    with database.transaction() as connection:
+        rows = ledger.history(connection)
+    assert [len(won) for won in winners] == [1] * 6
+    assert [row.version for row in rows] == [won[0] for won in winners]
+    assert [row.previous for row in rows] == [None, *(won[0] for won in winners[:-1])]
 
 
 def test_rows_name_their_predecessor_and_are_read_back_whole(database: Database) -> None:

@@ -74,6 +74,10 @@ def test_a_candidate_is_registered_pending_with_its_gate_table(register: Registe
     assert version.tags["bundle_sha256"] == registered.sha256
     assert "| not worse than the best fixed choice | -0.2 |" in version.description
     assert f"ruvllm registry approve {registered.version} --by" in version.description
+    assert "ruvllm registry rollback --by NAME" in version.description
+    assert "| always-big | 2.600 |" in version.description  # beside the other policies
+    assert len(version.description) <= 5000  # what MLflow's column holds, on Postgres too
+    assert [each.dataset.digest for each in run.inputs.dataset_inputs] == [run.data.params["snapshot"][:36]]
     assert str(candidate.version) == registered.version
     assert (run.info.status, run.data.params["rows"]) == ("FINISHED", "10")
     assert run.data.metrics["policies/fastgrnn/regret/utility/mean"] == 0.1
