@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.errors import LearningError
-from ruvllm.router.features import FeatureInput, extract
+from ruvllm.router.features import FeatureInput, extract_many
 from ruvllm.router.layout import LAYOUT, N_FEATURES
 from ruvllm.router.transforms import Transforms
 
@@ -41,15 +41,20 @@ def known_places() -> NDArray[np.bool_]:
     return known
 
 
-def features_of(queries: Sequence[str], embedding: Array, transforms: Transforms | None = None) -> Array:
-    """(n, 128), the extractor of serving; `embedding` is (n, d), `transforms` are fitted on training rows only."""
+def features_of(
+    queries: Sequence[str], embedding: Array, transforms: Transforms | None = None, encoder_id: str = ""
+) -> Array:
+    """(n, 128), the extractor of serving; `embedding` is (n, d), `transforms` are fitted on training rows only.
+
+    `encoder_id` says whose vectors they are: without it domain and query type are unknown.
+    """
     if len(queries) != len(embedding):
         raise LearningError(f"embedding: {len(embedding)} rows for {len(queries)} queries, want one each")
-    rows = [
-        extract(FeatureInput(query, tokens_of(query), vector), transforms)
+    given = [
+        FeatureInput(query, tokens_of(query), vector, encoder_id=encoder_id)
         for query, vector in zip(queries, embedding, strict=True)
     ]
-    return np.array(rows, dtype=np.float32).reshape(len(queries), N_FEATURES)
+    return extract_many(given, transforms)
 
 
 def tokens_of(text: str) -> int:

@@ -82,8 +82,8 @@ class Ground:
 class Arena:
     """One outcome set and its vectors; what all contenders share is made once a seed."""
 
-    def __init__(self, outcomes: OutcomeSet, embedding: Array) -> None:
-        self.outcomes, self._embedding = outcomes, embedding
+    def __init__(self, outcomes: OutcomeSet, embedding: Array, encoder_id: str) -> None:
+        self.outcomes, self._embedding, self._encoder = outcomes, embedding, encoder_id
         self._grounds: dict[int, list[Ground]] = {}
         self._groups = groups_of(outcomes.queries)
 
@@ -110,7 +110,8 @@ class Arena:
         queries, embedding = self.outcomes.queries, self._embedding
         length = np.array([[np.log1p(tokens_of(query))] for query in queries], dtype=np.float32)
         near = neighbour_scores(embedding, self.outcomes.score, self._groups, split.train)
-        features = with_neighbours(features_of(queries, embedding, fit_transforms(embedding[split.train], 0)), near)
+        transforms = fit_transforms(embedding[split.train], 0)
+        features = with_neighbours(features_of(queries, embedding, transforms, self._encoder), near)
         both = np.concatenate([length, embedding], axis=1)
         prices = fit_prices(both[split.train], self.outcomes.cost[split.train])
         return Ground(split, {"none": length, "features": features, "embedding": embedding}, prices.predict(both))

@@ -145,7 +145,7 @@ def test_compression(
     if chosen and name not in chosen.split(","):
         pytest.skip("not among --contenders")
     outcomes = load(data, name)
-    arena = Arena(outcomes, cache.embed(outcomes.queries))
+    arena = Arena(outcomes, cache.embed(outcomes.queries), cache.adapter.id)
     report = Report(f"compression_{name}", out)
     report.conditions = conditions(n=len(outcomes), seeds=seeds, command=command)
     runs = [measured(arena, seed) for seed in range(seeds)]

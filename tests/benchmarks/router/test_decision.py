@@ -44,7 +44,7 @@ _ALL = Allowed((True,) * 4, (True,) * 5)
 
 def test_decision(data: Path, cache: EmbeddingCache, out: Path, command: str, tmp_path: Path) -> None:
     outcomes = load(data, SET)
-    ground = Arena(outcomes, cache.embed(outcomes.queries)).grounds(0)[0]
+    ground = Arena(outcomes, cache.embed(outcomes.queries), cache.adapter.id).grounds(0)[0]
     features, train = ground.views["features"], ground.split.train
     runtime = _served(tmp_path / "bundle", features, outcomes.score, train, outcomes.tiers)
     hidden = np.stack([runtime.decide(row, None, _ALL).hidden for row in features[:256]])

@@ -112,7 +112,7 @@ def test_objectives(
     if chosen and name not in chosen.split(","):
         pytest.skip("not among --contenders")
     outcomes = load(data, name)
-    arena, score, cost = Arena(outcomes, cache.embed(outcomes.queries)), outcomes.score, outcomes.cost
+    arena, score, cost = Arena(outcomes, cache.embed(outcomes.queries), cache.adapter.id), outcomes.score, outcomes.cost
     weight = exchange(score, cost)
 
     def found(choose: Callable[[Ground, int], Chosen]) -> tuple[Wide, NDArray[np.int64]]:

@@ -46,7 +46,7 @@ def test_set(
     report = Report(name, out)
     report.conditions = conditions(n=len(outcomes), seeds=seeds, command=command, notes="; ".join(outcomes.notes))
     _base_rates(report, outcomes)
-    arena = Arena(outcomes, embedding)
+    arena = Arena(outcomes, embedding, cache.adapter.id)
     found = [measure(arena, learner, view, seeds) for view in ("none", *VIEWS) for learner in contenders(view)]
     _contest(report, outcomes, found)
     if len(outcomes.tiers) == 2:

@@ -51,7 +51,7 @@ def test_settings(data: Path, cache: EmbeddingCache, out: Path, command: str, se
     whole = load(data, SET)
     train = whole.rows(np.flatnonzero(whole.split == TRAIN))
     train = replace(train, split=np.full(len(train), ""))  # folds within it
-    arena = Arena(train, cache.embed(train.queries))
+    arena = Arena(train, cache.embed(train.queries), cache.adapter.id)
     report = Report("settings", out)
     report.conditions = conditions(n=len(train), seeds=min(seeds, 2), command=command)
     rows = []
