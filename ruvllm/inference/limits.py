@@ -30,7 +30,7 @@ def memory_limit(tier: Tier, settings: Settings) -> int:
     if settings.model_memory_mb:
         return settings.model_memory_mb * _MIB
     spare = settings.snapshots_mb + _SPARE_MB + _STACK_MB * cores()
-    return 2 * memory(tier, settings.n_ctx, repacked="quantised") + spare * _MIB
+    return 2 * memory(tier, settings.n_ctx, repacked="all") + spare * _MIB
 
 
 def apply(data_bytes: int) -> None:

@@ -18,7 +18,7 @@ _PATIENCE_S = 10.0
 
 
 # Weights of which llama.cpp keeps a rearranged copy.
-Repacked = Literal["none", "4-bit", "quantised"]
+Repacked = Literal["none", "4-bit", "all"]
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
 
 
 def repacks(cpuinfo: Path = CPUINFO, library: Path | None = None) -> Repacked:
-    """AVX2 rearranges 4-bit matrices, AMX all that are quantised. Where the library's AMX cannot be trusted the engine
+    """AVX2 rearranges 4-bit matrices, AMX all of them. Where the library's AMX cannot be trusted the engine
     turns all rearranging off (see engine.py). `library` is the folder of the package llama_cpp."""
     try:
         flags = set(cpuinfo.read_text().partition("flags")[2].partition("\n")[0].split())
     except OSError:
         return "none"
     if "amx_int8" in flags:
-        return "quantised" if amx_is_whole(library) else "none"
+        return "all" if amx_is_whole(library) else "none"
     return "4-bit" if "avx2" in flags else "none"
 
 

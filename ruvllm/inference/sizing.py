@@ -115,12 +115,12 @@ def _more(count: int) -> int:
 
 
 def _repacked_bytes(shape: Shape, quantisation: str, which: Repacked) -> int:
-    """AVX2: 4-bit blocks of matrices, the embedding stays. AMX: whatever is quantised, the output layer too, and eight
-    bits with a sum of 4 bytes a block."""
+    """AVX2: 4-bit blocks of matrices, the embedding stays. AMX: every matrix, the output layer and half precision too,
+    and eight bits with a sum of 4 bytes a block."""
     plain = _MIXES[quantisation][0]
     if which == "4-bit":
         return int(_matrix_weights(shape) * _BITS[plain] / 8) if plain in ("Q4_0", "Q4_K") else 0
-    if which == "none" or plain == "F16":
+    if which == "none":
         return 0
     return int(weight_bytes(shape, quantisation) * (38 / 34 if plain == "Q8_0" else 1))
 

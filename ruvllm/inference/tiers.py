@@ -80,7 +80,7 @@ class Tier:
 def memory(tier: Tier, n_ctx: int, repacked: Repacked = "none") -> int:
     """Bytes that the tier's process grows to at a context of `n_ctx`; what is not LFM2 was measured at 2,048 only."""
     if tier.shape is None:
-        copy = _COPY * tier.params_b * 1e9 if repacked == "quantised" else 0
+        copy = _COPY * tier.params_b * 1e9 if repacked == "all" else 0
         return tier.memory_mb * 2**20 + int(copy)
     return size(tier.shape, tier.quantisation, min(n_ctx, tier.n_ctx), repacked).resident
 

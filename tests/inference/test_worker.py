@@ -232,7 +232,7 @@ def test_the_child_sees_no_secret(
 
 def test_the_resident_set_holds_no_scores_of_every_token(few_shot_worker: LlamaWorker) -> None:
     """n_batch x n_vocab floats would be 512 MiB for Gemma alone; what AMX rearranges is 213."""
-    most = 560 + (220 if repacks() == "quantised" else 0)
+    most = 560 + (220 if repacks() == "all" else 0)
     assert psutil.Process(few_shot_worker.pid).memory_info().rss < most * 2**20
 
 
