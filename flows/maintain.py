@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.steps import Result, step
-from ruvllm import night, tidying
+from ruvllm.nightly import night, tidying
 from ruvllm.settings import load_settings
 
 

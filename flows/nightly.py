@@ -21,7 +21,7 @@ from flows.report import report
 from flows.serve import serve
 from flows.steps import Result
 from flows.train import train
-from ruvllm import night
+from ruvllm.nightly import night
 from ruvllm.settings import load_settings
 
 Questions = Annotated[int, Field(ge=1, le=100_000, description="Questions of the corpus, asked as the day's traffic.")]

@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.steps import Result, step
-from ruvllm import night
+from ruvllm.nightly import night
 from ruvllm.settings import load_settings
 
 

@@ -7,7 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from flows.steps import Result, step
-from ruvllm import publishing
+from ruvllm.nightly import publishing
 from ruvllm.settings import load_settings
 
 

@@ -6,7 +6,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
 from flows.steps import Result
-from ruvllm import weekly
+from ruvllm.nightly import weekly
 from ruvllm.settings import load_settings
 
 

@@ -9,22 +9,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ruvllm import (
-    __version__,
-    cli_analysts,
-    cli_backup,
-    cli_flows,
-    cli_judge,
-    cli_keys,
-    cli_memory,
-    cli_models,
-    cli_registry,
-    cli_vllm,
-)
-from ruvllm.console import Bars, console, errors, table
+from ruvllm import __version__
+from ruvllm.commands import analysts, backup, flows, judge, keys, memory, models, registry, vllm
+from ruvllm.commands.console import Bars, console, errors, table
+from ruvllm.commands.verbs import Json, plainly, say, settings_here
 from ruvllm.progress import reporting
 from ruvllm.settings import Settings
-from ruvllm.verbs import Json, plainly, say, settings_here
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,16 +25,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 db_app = typer.Typer(no_args_is_help=True, help="The database: psql, and logins for analysts.")
-app.add_typer(cli_models.app, name="models")
-app.add_typer(cli_memory.app, name="memory")
+app.add_typer(models.app, name="models")
+app.add_typer(memory.app, name="memory")
 app.add_typer(db_app, name="db")
-db_app.add_typer(cli_analysts.app, name="analyst")
-app.add_typer(cli_registry.app, name="registry")
-app.add_typer(cli_judge.app, name="judge")
-app.add_typer(cli_vllm.app, name="vllm")
-app.add_typer(cli_flows.app, name="flows")
-app.add_typer(cli_keys.app, name="keys")
-cli_backup.add_to(app, db_app)
+db_app.add_typer(analysts.app, name="analyst")
+app.add_typer(registry.app, name="registry")
+app.add_typer(judge.app, name="judge")
+app.add_typer(vllm.app, name="vllm")
+app.add_typer(flows.app, name="flows")
+app.add_typer(keys.app, name="keys")
+backup.add_to(app, db_app)
 
 Gemma = Annotated[bool, typer.Option("--accept-gemma-terms", help="Accept the Gemma Terms of Use for Gemma 3 270M.")]
 
@@ -89,8 +79,8 @@ def cycle(
 
     A cycle that was stopped is taken up where it was; a second one is the next night on the same memory and registry.
     """
-    from ruvllm.nightshift import run_night
-    from ruvllm.summary import show_night
+    from ruvllm.commands.summary import show_night
+    from ruvllm.nightly.nightshift import run_night
 
     settings = settings_here(accept_gemma_terms)
     with Bars() as bars, reporting(bars):
@@ -106,8 +96,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Show again what a finished night did: traffic, learning, the router beside its baselines, gates."""
-    from ruvllm.night import results
-    from ruvllm.summary import show_night
+    from ruvllm.commands.summary import show_night
+    from ruvllm.nightly.night import results
 
     settings = settings_here()
     result = results(settings, night)
@@ -127,8 +117,8 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask one question of the promoted router, in this process."""
-    from ruvllm.answer import Ask
-    from ruvllm.summary import answer_dict, show_answer
+    from ruvllm.answering.answer import Ask
+    from ruvllm.commands.summary import answer_dict, show_answer
     from ruvllm.workplace import open_workplace
 
     settings = settings_here(accept_gemma_terms)

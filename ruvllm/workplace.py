@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ruvllm.answer import Answerer, Perception
+from ruvllm.answering.answer import Answerer, Perception
+from ruvllm.answering.interactions import Interactions
 from ruvllm.database import open_database
 from ruvllm.database.pool import Database
 from ruvllm.embedding import EmbeddingAdapter, open_embedder
 from ruvllm.errors import BundleError
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.tiers import Ladder, active_ladder
-from ruvllm.interactions import Interactions
 from ruvllm.memory.store import Memory
 from ruvllm.registry.fetch import sync_champion
 from ruvllm.router.runtime import RouterRuntime

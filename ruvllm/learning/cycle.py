@@ -60,7 +60,7 @@ def alone(database: Database) -> Iterator[None]:
         LearningError: a night runs already.
     """
     with database.owner() as connection:
-        key = f"ruvllm.night {database.tenant}"
+        key = f"ruvllm.nightly.night {database.tenant}"
         row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (key,)).fetchone()
         if row != (True,):
             raise LearningError(

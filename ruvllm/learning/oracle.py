@@ -27,7 +27,7 @@ from functools import cached_property
 import numpy as np
 from psycopg.rows import dict_row
 
-from ruvllm.answer import Ask, Perception
+from ruvllm.answering.answer import Ask, Perception
 from ruvllm.corpus.records import Question
 from ruvllm.database.pool import Database
 from ruvllm.evaluation.qa import score_answer

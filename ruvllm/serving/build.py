@@ -12,14 +12,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from ruvllm.answer import Answerer, Perception
+from ruvllm.answering.answer import Answerer, Perception
+from ruvllm.answering.interactions import Interactions
 from ruvllm.database import open_database
 from ruvllm.database.pool import Database
 from ruvllm.embedding import EmbeddingAdapter, open_embedder
 from ruvllm.errors import ContractError, DatabaseError, EncoderMismatchError
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.tiers import active_ladder
-from ruvllm.interactions import Interactions
 from ruvllm.memory.store import Memory
 from ruvllm.memory.writing import burst
 from ruvllm.router.store import BundleStore

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from ruvllm.answer import Answer, Ask
+from ruvllm.answering.answer import Answer, Ask
 from ruvllm.errors import CancelledError, InferenceError, InputError
 from ruvllm.serving import errors, replies, sse
 from ruvllm.serving.callers import Callers, json_only

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ruvllm.answer import Answer, Ask, Spooling, Trial
+from ruvllm.answering.answer import Answer, Ask, Spooling, Trial
 from ruvllm.errors import CancelledError, InferenceError, NotFoundError
 from ruvllm.inference.tiers import Ladder, load_catalogue
 from ruvllm.inference.types import Generation

@@ -10,8 +10,8 @@ import json
 import logging
 from datetime import UTC, datetime
 
-from ruvllm.answer import Answer, Ask
-from ruvllm.privacy import level
+from ruvllm.answering.answer import Answer, Ask
+from ruvllm.answering.privacy import level
 from ruvllm.serving.keys import Caller
 from ruvllm.serving.tracing import Tracing
 

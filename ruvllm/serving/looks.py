@@ -9,9 +9,9 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from ruvllm.answering.perception import count_words
 from ruvllm.errors import InputError, UnknownTierError
 from ruvllm.memory.records import Vector
-from ruvllm.perception import count_words
 from ruvllm.serving import replies
 from ruvllm.serving.callers import Callers, json_only
 from ruvllm.serving.documents import LOOKS, NAMED

@@ -12,11 +12,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ruvllm import __version__
-from ruvllm.answer import Answer
+from ruvllm.answering.answer import Answer
 
 if TYPE_CHECKING:
+    from ruvllm.answering.interactions import OutboxState
     from ruvllm.inference.supervised import TierState
-    from ruvllm.interactions import OutboxState
     from ruvllm.memory.retrieval.reading import ReadingState
     from ruvllm.serving.admission import Admission
     from ruvllm.serving.champion import HotRouter

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ruvllm import __version__
-from ruvllm.answer import Answer
+from ruvllm.answering.answer import Answer
 from ruvllm.inference.prompt import PROMPT_VERSION
 from ruvllm.inference.types import Generation
 from ruvllm.memory.records import Hit, Node

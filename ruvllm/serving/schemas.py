@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ruvllm.answer import Ask
+from ruvllm.answering.answer import Ask
 from ruvllm.errors import InputError, UnknownTierError
 
 AUTO = "auto"

@@ -17,12 +17,12 @@ from typing import Protocol, TypeVar
 import anyio
 import psycopg
 
-from ruvllm.answer import Ask, Spooling, Trial
+from ruvllm.answering.answer import Ask, Spooling, Trial
+from ruvllm.answering.interactions import Interaction, Interactions, OutboxState
 from ruvllm.database.pool import Database
 from ruvllm.errors import DatabaseError, RuvllmError
 from ruvllm.inference.supervised import TierState
 from ruvllm.inference.tiers import Ladder
-from ruvllm.interactions import Interaction, Interactions, OutboxState
 from ruvllm.memory.records import Hit, Vector
 from ruvllm.memory.store import Memory
 from ruvllm.router.decision import Decision
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 class Answering(Protocol):
-    """What the gateway asks of an answerer; `ruvllm.answer.Answerer` is one."""
+    """What the gateway asks of an answerer; `ruvllm.answering.answer.Answerer` is one."""
 
     ladder: Ladder
     spool: Spooling | None

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psycopg
 
+from ruvllm.answering.interactions import Interaction
 from ruvllm.errors import DatabaseError, RuvllmError, SpoolFullError
-from ruvllm.interactions import Interaction
 from ruvllm.process import lock
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Protocol
 
-from ruvllm.answer import Answer, Ask
+from ruvllm.answering.answer import Answer, Ask
 from ruvllm.memory.records import Hit
 from ruvllm.router.decision import Decision
 from ruvllm.serving.admission import Ticket
@@ -22,7 +22,7 @@ GRACE_S = 5.0  # the pipeline keeps the deadline itself; this is for one that do
 
 
 class Speech(Protocol):
-    """An answer that is told while it is made; `ruvllm.answer.AnswerStream` is one."""
+    """An answer that is told while it is made; `ruvllm.answering.answer.AnswerStream` is one."""
 
     decision: Decision
     hits: tuple[Hit, ...]

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ruvllm import __version__
-from ruvllm.answer import Answer
+from ruvllm.answering.answer import Answer
 from ruvllm.errors import SettingsError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from ruvllm import services
-from ruvllm.answer import Ask
+from ruvllm.answering.answer import Ask
 from ruvllm.corpus.questions import questions
 from ruvllm.router.decision import Allowed
 from ruvllm.settings import PROJECT_ROOT, Settings, load_settings

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from ruvllm import night
 from ruvllm.learning import cycle as cycles
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.tidy import canary, runs
 from ruvllm.memory.writing import burst, writes
+from ruvllm.nightly import night
 from ruvllm.settings import Settings, load_settings
 from ruvllm.workplace import Workplace, open_workplace
 

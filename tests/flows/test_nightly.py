@@ -43,7 +43,7 @@ def test_a_night_that_was_stopped_goes_on_and_its_champion_answers_over_http(nig
     settings = night_environment
     from flows.collect import collect
     from flows.nightly import nightly
-    from ruvllm import night
+    from ruvllm.nightly import night
     from ruvllm.workplace import open_workplace
 
     cycle_id = night.begin(settings)

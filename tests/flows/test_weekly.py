@@ -7,8 +7,8 @@ from prefect import flow
 
 from flows.steps import step
 from flows.weekly import health
-from ruvllm import weekly
 from ruvllm.errors import GateError, LearningError, RegistryError
+from ruvllm.nightly import weekly
 
 
 def test_health_fails_and_names_what_is_wrong(prefect_client, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from ruvllm.cli_models import app
+from ruvllm.commands.models import app
 from ruvllm.inference.blank import write_outline
 from ruvllm.inference.gguf_header import read_header
 from ruvllm.inference.shapes import SHAPES

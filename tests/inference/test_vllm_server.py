@@ -15,7 +15,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from ruvllm.cli_vllm import app
+from ruvllm.commands.vllm import app
 from ruvllm.errors import InputError, ModelFileError, ProcessError, UnknownTierError
 from ruvllm.inference import vllm_server
 from ruvllm.inference.vllm_command import Plan, command, environment

@@ -10,8 +10,8 @@ from typing import Any
 import typer
 import yaml
 
-from ruvllm import cli_backup
 from ruvllm.cli import app
+from ruvllm.commands import backup
 from ruvllm.memory.replica.options import ReplicaState
 from ruvllm.memory.retrieval.cache import CacheState
 from ruvllm.memory.retrieval.reading import ReadingState
@@ -53,7 +53,7 @@ def verbs_named(text: str) -> Iterator[tuple[str, ...]]:
 def command_tree() -> dict[str, Any]:
     """The commands of `ruvllm` by name; those of a group are in its `commands`."""
     backups = typer.Typer()
-    cli_backup.add_to(backups, typer.Typer())
+    backup.add_to(backups, typer.Typer())
     found: dict[str, Any] = {}
     for each in (backups, app):
         root: Any = typer.main.get_command(each)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ruvllm.answer import Perception
+from ruvllm.answering.answer import Perception
 from ruvllm.corpus.records import Question
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder

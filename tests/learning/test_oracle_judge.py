@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ruvllm.answer import Perception
+from ruvllm.answering.answer import Perception
 from ruvllm.corpus.records import Question
 from ruvllm.database.pool import Database
 from ruvllm.embedding.adapter import EmbeddingAdapter

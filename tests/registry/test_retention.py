@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ruvllm import weekly
 from ruvllm.database.pool import Database
 from ruvllm.errors import BundleError, InputError
+from ruvllm.nightly import weekly
 from ruvllm.registry import promotion
 from ruvllm.registry.ledger import LedgerRow
 from ruvllm.registry.package import Registered, register_candidate

@@ -9,11 +9,11 @@ import pytest
 
 from ruvllm.database.pool import Database
 from ruvllm.errors import BundleError, ProcessError
+from ruvllm.nightly.verifying import verify_champion
 from ruvllm.registry import ledger
 from ruvllm.registry.ledger import NewRow
 from ruvllm.serving import probe
 from ruvllm.settings import Settings
-from ruvllm.verifying import verify_champion
 
 
 @dataclass(frozen=True)

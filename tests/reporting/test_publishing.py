@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from ruvllm import publishing
 from ruvllm.errors import ArtifactError, RegistryError
+from ruvllm.nightly import publishing
 from ruvllm.registry import pages
 from ruvllm.settings import Settings
 from tests.analytics.analytics_rows import add_night

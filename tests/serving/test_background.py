@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from ruvllm.answering.interactions import Interactions
 from ruvllm.database.pool import Database
 from ruvllm.inference.judge.labels import LabelSource
 from ruvllm.inference.judge.records import Item, Judged, Verdict
-from ruvllm.interactions import Interactions
 from ruvllm.learning.experience import keep_experience
 from ruvllm.serving.background import ATTEMPTS, JudgeReport, judge_some
 from tests.serving.test_spool import row

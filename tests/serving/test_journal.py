@@ -7,9 +7,9 @@ import logging
 
 import pytest
 
-from ruvllm.answer import Answer, Ask
+from ruvllm.answering.answer import Answer, Ask
+from ruvllm.answering.privacy import LEVELS
 from ruvllm.errors import SettingsError
-from ruvllm.privacy import LEVELS
 from ruvllm.serving.admission import CallerLimits
 from ruvllm.serving.fake import FakeAnswerer
 from ruvllm.serving.journal import Journal, JsonLines

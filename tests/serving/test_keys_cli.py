@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ruvllm.cli_keys import app
+from ruvllm.commands.keys import app
 from ruvllm.database.pool import Database
 from ruvllm.errors import AuthenticationError
 from ruvllm.serving.door import Door

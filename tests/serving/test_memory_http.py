@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from ruvllm.answer import Answerer, Perception
+from ruvllm.answering.answer import Answerer, Perception
+from ruvllm.answering.interactions import Interactions
 from ruvllm.database.pool import Database
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.inference.fake import FakeModel
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.tiers import Ladder, load_catalogue
-from ruvllm.interactions import Interactions
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.store import Memory
 from ruvllm.router.store import BundleStore

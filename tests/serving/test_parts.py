@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ruvllm.answering.interactions import OutboxState
 from ruvllm.database.pool import Database
 from ruvllm.embedding import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.errors import DatabaseError, EncoderMismatchError, ProcessError, SettingsError
 from ruvllm.inference.supervised import TierState
-from ruvllm.interactions import OutboxState
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.writing import burst
 from ruvllm.router.store import BundleStore

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from ruvllm.answering.interactions import Interaction, Interactions
 from ruvllm.database.pool import Database
 from ruvllm.errors import DatabaseError, SpoolFullError
-from ruvllm.interactions import Interaction, Interactions
 from ruvllm.router.layout import LAYOUT
 from ruvllm.serving.spool import Spool, Spooled
 from ruvllm.serving.tenants import tenant_database

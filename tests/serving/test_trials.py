@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ruvllm.answering.interactions import Interactions
 from ruvllm.database.pool import Database
 from ruvllm.errors import DatabaseError, InputError
 from ruvllm.inference.tiers import Ladder, load_catalogue
-from ruvllm.interactions import Interactions
 from ruvllm.router.decision import Decision
 from ruvllm.router.fake import write_random_bundle
 from ruvllm.router.runtime import RouterRuntime

@@ -1,7 +1,7 @@
 """Quality for answered requests that have neither gold nor feedback, from an accepted judge. Never while a user waits.
 
 Knows nothing of who answered. What is labelled counts as the judge's word (`quality_source` "judge"); it is not written
-back to memory, and feedback that comes later outranks it (ruvllm/interactions.py).
+back to memory, and feedback that comes later outranks it (ruvllm/answering/interactions.py).
 """
 
 from __future__ import annotations

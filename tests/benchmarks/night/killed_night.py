@@ -9,10 +9,11 @@ import os
 import signal
 from typing import Any
 
-from ruvllm import corpus, nightshift
+from ruvllm import corpus
 from ruvllm.corpus import corpus_nodes
 from ruvllm.corpus.questions import day, oracle_sample
 from ruvllm.learning import cycle as cycles
+from ruvllm.nightly import nightshift
 from ruvllm.settings import load_settings
 
 QUESTIONS, SAMPLE, BUDGET_S = 4, 18, 900.0

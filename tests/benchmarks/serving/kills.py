@@ -27,12 +27,12 @@ from pathlib import Path
 import httpx
 import uvicorn
 
+from ruvllm.answering.interactions import Interactions
 from ruvllm.database.migrate import upgrade
 from ruvllm.database.pool import Database
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.inference.fake import FakeModel
-from ruvllm.interactions import Interactions
 from ruvllm.memory.store import Memory
 from ruvllm.serving.__main__ import listen
 from ruvllm.settings import PROJECT_ROOT, Settings, load_settings

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import uvicorn
 
-from ruvllm.answer import Answerer, Perception
+from ruvllm.answering.answer import Answerer, Perception
+from ruvllm.answering.interactions import Interactions
 from ruvllm.database.pool import Database
 from ruvllm.embedding import open_embedder
 from ruvllm.embedding.adapter import EmbeddingAdapter
@@ -25,7 +26,6 @@ from ruvllm.inference.llama_cpp import LlamaWorker
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.supervised import WorkerModel
 from ruvllm.inference.tiers import Ladder, Tier, load_catalogue
-from ruvllm.interactions import Interactions
 from ruvllm.memory.replica import Replica, ReplicaOptions
 from ruvllm.memory.store import Memory
 from ruvllm.router.store import BundleStore

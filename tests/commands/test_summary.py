@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ruvllm import summary
+from ruvllm.commands import summary
 from ruvllm.settings import Settings
 
 MAINTAINED = {

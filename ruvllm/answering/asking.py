@@ -8,10 +8,10 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, replace
 
+from ruvllm.answering.privacy import INTERNAL, level
 from ruvllm.errors import InputError
 from ruvllm.inference.types import ROUTED_BINS, Generation
 from ruvllm.memory.records import Hit
-from ruvllm.privacy import INTERNAL, level
 from ruvllm.router.decision import Decision
 from ruvllm.router.layout import DEVICE_CLASSES
 from ruvllm.text import clean_text
@@ -42,7 +42,7 @@ class Ask:
     stop: tuple[str, ...] = ()
     seed: int = 0
     device_class: str = "server"
-    privacy: str = INTERNAL  # ruvllm/privacy.py says what each level allows
+    privacy: str = INTERNAL  # ruvllm/answering/privacy.py says what each level allows
     battery: float | None = None  # charge in [0, 1]; None: this machine's
     memory_gb: float | None = None  # GiB that the model may take; None: no such limit
 

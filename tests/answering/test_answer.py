@@ -7,7 +7,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from ruvllm.answer import Answerer, Ask, Perception
+from ruvllm.answering.answer import Answerer, Ask, Perception
+from ruvllm.answering.interactions import Interactions
+from ruvllm.answering.privacy import LEVELS
+from ruvllm.answering.sessions import Session, Sessions, key_of, trimmed
 from ruvllm.database.dsn import with_database
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
@@ -25,16 +28,13 @@ from ruvllm.errors import (
 from ruvllm.inference.fake import FakeModel, prompt_text
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.tiers import Ladder, load_catalogue
-from ruvllm.interactions import Interactions
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.store import Memory
-from ruvllm.privacy import LEVELS
 from ruvllm.router.classifiers import Classifiers, Linear
 from ruvllm.router.fake import write_random_bundle
 from ruvllm.router.layout import DOMAINS, HISTORY, LAYOUT
 from ruvllm.router.live import Live
 from ruvllm.router.runtime import RouterRuntime
-from ruvllm.sessions import Session, Sessions, key_of, trimmed
 
 CAPITAL = "Ghana - Geography. Capital: Accra. Location: Western Africa."
 QUESTION = "What is the capital of Ghana?"

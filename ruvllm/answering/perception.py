@@ -14,7 +14,7 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from ruvllm.asking import Ask
+from ruvllm.answering.asking import Ask
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.memory.records import Hit, Vector
 from ruvllm.memory.store import Memory

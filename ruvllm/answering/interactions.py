@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from psycopg import Connection, OperationalError
 from psycopg.rows import dict_row
 
+from ruvllm.answering.privacy import MARK
 from ruvllm.database.pool import Database
 from ruvllm.errors import DatabaseError, InputError, NotFoundError
 from ruvllm.evaluation.qa import score_answer
@@ -29,12 +30,11 @@ from ruvllm.memory.records import WriteBack
 from ruvllm.memory.store import Memory
 from ruvllm.memory.tidy import decay
 from ruvllm.memory.writing.writes import KEY_LIMIT
-from ruvllm.privacy import MARK
 from ruvllm.router.layout import LAYOUT
 from ruvllm.text import clean_text, is_clean
 
 if TYPE_CHECKING:
-    from ruvllm.asking import Answer, Ask
+    from ruvllm.answering.asking import Answer, Ask
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ruvllm.console import Bars, console, table
-from ruvllm.verbs import Json, plainly, say, settings_here
+from ruvllm.commands.console import Bars, console, table
+from ruvllm.commands.verbs import Json, plainly, say, settings_here
 
 if TYPE_CHECKING:
     from ruvllm.inference.machine import Machine

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import typer
 from rich.text import Text
 
-from ruvllm.console import errors
+from ruvllm.commands.console import errors
 from ruvllm.errors import RuvllmError
 from ruvllm.settings import Settings, load_settings
 

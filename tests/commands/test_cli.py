@@ -63,7 +63,7 @@ def test_an_unknown_tier_is_named_with_the_choices(run):
 def test_terms_that_were_accepted_once_stay_accepted_for_this_state(tmp_path, monkeypatch):
     import os
 
-    from ruvllm.verbs import settings_here
+    from ruvllm.commands.verbs import settings_here
 
     monkeypatch.setenv("RUVLLM_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("RUVLLM_ACCEPT_GEMMA_TERMS", "")

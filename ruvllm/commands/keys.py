@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ruvllm.cli_shared import opened
-from ruvllm.console import console, errors, table
-from ruvllm.verbs import Json, plainly, say, settings_here
+from ruvllm.commands.console import console, errors, table
+from ruvllm.commands.shared import opened
+from ruvllm.commands.verbs import Json, plainly, say, settings_here
 
 if TYPE_CHECKING:
     from ruvllm.serving.keys import KeyRecord

@@ -9,11 +9,11 @@ from itertools import pairwise
 import psycopg
 import pytest
 
+from ruvllm.answering.interactions import ATTEMPTS, Interaction, Interactions
 from ruvllm.database.pool import Database
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.errors import DatabaseError, InferenceError
-from ruvllm.interactions import ATTEMPTS, Interaction, Interactions
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.store import Memory
 

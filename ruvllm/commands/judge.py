@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ruvllm.cli_shared import opened, showing
-from ruvllm.console import console, table
-from ruvllm.verbs import Json, plainly, say, settings_here
+from ruvllm.commands.console import console, table
+from ruvllm.commands.shared import opened, showing
+from ruvllm.commands.verbs import Json, plainly, say, settings_here
 
 if TYPE_CHECKING:
     from ruvllm.inference.judge.assessment import Agreement

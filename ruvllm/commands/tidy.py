@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ruvllm.cli_shared import opened, showing
-from ruvllm.console import console, table
-from ruvllm.verbs import Json, plainly, say, settings_here
+from ruvllm.commands.console import console, table
+from ruvllm.commands.shared import opened, showing
+from ruvllm.commands.verbs import Json, plainly, say, settings_here
 
 if TYPE_CHECKING:
     from ruvllm.memory.tidy.runs import Run
@@ -78,7 +78,7 @@ def compact(apply: Apply = None, cap: Cap = None, as_json: Json = False) -> None
     [dim]ruvllm memory compact --dry-run[/]
     """
     from ruvllm.memory.tidy.compaction import compact as compacted
-    from ruvllm.tidying import largest_tier
+    from ruvllm.nightly.tidying import largest_tier
     from ruvllm.workplace import open_workplace
 
     settings = settings_here()

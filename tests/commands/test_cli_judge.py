@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ruvllm.cli_judge import app
+from ruvllm.commands.judge import app
 from ruvllm.inference.fake import FakeModel
 from ruvllm.inference.judge import judging
 from ruvllm.inference.pool import ModelPool

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
-from ruvllm.asking import Answer
+from ruvllm.answering.asking import Answer
 from ruvllm.errors import CancelledError, InferenceError
 from ruvllm.inference.types import Generation, Stream
 from ruvllm.memory.records import Hit

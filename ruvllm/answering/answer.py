@@ -18,7 +18,13 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ruvllm.asking import Answer, Ask, checked_bin, cleaned
+from ruvllm.answering.asking import Answer, Ask, checked_bin, cleaned
+from ruvllm.answering.interactions import Interaction, Interactions
+from ruvllm.answering.offering import Offer
+from ruvllm.answering.perception import Perception
+from ruvllm.answering.privacy import Level, level
+from ruvllm.answering.sessions import Session, Sessions, key_of, trimmed
+from ruvllm.answering.streaming import AnswerStream
 from ruvllm.errors import (
     BackendError,
     DatabaseError,
@@ -31,19 +37,13 @@ from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.prompt import assemble, build, several_lines
 from ruvllm.inference.tiers import Ladder, cost
 from ruvllm.inference.types import ROUTED_BINS, Generation, Model, Prompt, Sampling, Stream
-from ruvllm.interactions import Interaction, Interactions
 from ruvllm.memory.records import Hit, Vector
 from ruvllm.memory.store import Memory
-from ruvllm.offering import Offer
-from ruvllm.perception import Perception
-from ruvllm.privacy import Level, level
 from ruvllm.router.decision import Decision
 from ruvllm.router.live import InFlight, Live
 from ruvllm.router.policy import Policy
 from ruvllm.router.runtime import RouterRuntime
-from ruvllm.sessions import Session, Sessions, key_of, trimmed
 from ruvllm.settings import Settings
-from ruvllm.streaming import AnswerStream
 from ruvllm.text import clean_text
 
 __all__ = ["Answer", "AnswerStream", "Answerer", "Ask", "Perception", "Sessions", "Spooling", "Trial"]

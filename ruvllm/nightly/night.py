@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ruvllm import progress
-from ruvllm.answer import Answer, Answerer, Ask
-from ruvllm.consolidation import consolidate_champion, newest_state
+from ruvllm.answering.answer import Answer, Answerer, Ask
 from ruvllm.corpus.records import Question
 from ruvllm.database import open_database
 from ruvllm.database.pool import Database
 from ruvllm.errors import ArtifactError, LearningError, RegistryError
 from ruvllm.learning import cycle as cycles
+from ruvllm.nightly.consolidation import consolidate_champion, newest_state
 from ruvllm.settings import Settings
 from ruvllm.workplace import Workplace, open_workplace
 
@@ -330,7 +330,7 @@ def consolidate(settings: Settings, cycle_id: str) -> Result:
 
 
 def maintain(settings: Settings, cycle_id: str) -> Result:
-    """What the tidying of this night came to, and what memory holds after it; the steps are in ruvllm/tidying.py."""
+    """What the tidying of this night came to, and what memory holds after it; nightly/tidying.py has the steps."""
 
     def work(place: Workplace) -> Result:
         merged = _result_of(place, cycle_id, "merge")
@@ -345,7 +345,7 @@ def serve(settings: Settings, cycle_id: str) -> Result:
 
     A champion that this night promoted and that cannot be loaded, or does not answer, is rolled back.
     """
-    from ruvllm.verifying import verify_champion
+    from ruvllm.nightly.verifying import verify_champion
 
     def work(place: Workplace) -> Result:
         promoted = _result_of(place, cycle_id, "promote")["promoted"]

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ruvllm.console import console, table
+from ruvllm.commands.console import console, table
+from ruvllm.commands.verbs import Json, plainly, say, settings_here
 from ruvllm.settings import Settings
-from ruvllm.verbs import Json, plainly, say, settings_here
 
 app = typer.Typer(no_args_is_help=True, help="Candidates and the champion: status, approve, promote, roll back.")
 Version = Annotated[str, typer.Argument(help="The version's number in MLflow.")]

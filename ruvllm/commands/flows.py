@@ -6,8 +6,8 @@ import os
 
 import typer
 
-from ruvllm.console import console
-from ruvllm.verbs import plainly, settings_here
+from ruvllm.commands.console import console
+from ruvllm.commands.verbs import plainly, settings_here
 
 app = typer.Typer(no_args_is_help=True, help="The flows: serve their schedules, set their alarms.")
 

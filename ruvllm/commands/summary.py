@@ -7,8 +7,8 @@ from typing import Any
 from rich.text import Text
 
 from ruvllm import services
-from ruvllm.answer import Answer
-from ruvllm.console import console, table
+from ruvllm.answering.answer import Answer
+from ruvllm.commands.console import console, table
 from ruvllm.settings import Settings
 
 

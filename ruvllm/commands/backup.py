@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ruvllm.cli_shared import opened, showing
-from ruvllm.console import console
-from ruvllm.verbs import Json, plainly, say, settings_here
+from ruvllm.commands.console import console
+from ruvllm.commands.shared import opened, showing
+from ruvllm.commands.verbs import Json, plainly, say, settings_here
 
 
 @plainly

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 
-from ruvllm.asking import Ask
+from ruvllm.answering.asking import Ask
+from ruvllm.answering.privacy import level
 from ruvllm.errors import InputError, UnknownTierError
 from ruvllm.inference.backends import is_remote
 from ruvllm.inference.deadlines import Paces, too_slow
 from ruvllm.inference.tiers import Ladder, memory
 from ruvllm.inference.types import BINS, ROUTED_BINS, Generation
-from ruvllm.privacy import level
 from ruvllm.router.decision import N_TIERS, Allowed
 from ruvllm.settings import Settings
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ruvllm import cli_attention, cli_shards, cli_tidy
-from ruvllm.cli_shared import opened, showing
-from ruvllm.console import console, table
+from ruvllm.commands import attention, shards, tidy
+from ruvllm.commands.console import console, table
+from ruvllm.commands.shared import opened, showing
+from ruvllm.commands.verbs import Json, plainly, say, settings_here
 from ruvllm.errors import InputError
-from ruvllm.verbs import Json, plainly, say, settings_here
 
 if TYPE_CHECKING:
     from ruvllm.database.pool import Database
@@ -31,9 +31,9 @@ app = typer.Typer(
     "Begin with [bold]ruvllm memory stats[/] and [bold]ruvllm memory search TEXT[/]. What changes many rows is a dry "
     "run at first; [bold]ruvllm memory undo RUN[/] takes a run back. With SQL: [bold]ruvllm db analyst add NAME[/].",
 )
-app.add_typer(cli_tidy.app)  # audit, dedup, compact, archive, decay, undo, runs, reindex
-app.add_typer(cli_attention.app)  # explain, link
-app.add_typer(cli_shards.app, name="shards")
+app.add_typer(tidy.app)  # audit, dedup, compact, archive, decay, undo, runs, reindex
+app.add_typer(attention.app)  # explain, link
+app.add_typer(shards.app, name="shards")
 
 Node_ = Annotated[str, typer.Argument(metavar="NODE", help="A node's uuid, as search shows it.")]
 
@@ -67,7 +67,7 @@ def _show_overview(found: Overview) -> None:
     else:
         console.print("replica: none is saved")
     if found.runs:
-        console.print(cli_tidy.runs_table(found.runs))
+        console.print(tidy.runs_table(found.runs))
 
 
 @app.command()

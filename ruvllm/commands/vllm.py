@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ruvllm.cli_shared import showing
-from ruvllm.console import console, table
-from ruvllm.verbs import Json, plainly, say, settings_here
+from ruvllm.commands.console import console, table
+from ruvllm.commands.shared import showing
+from ruvllm.commands.verbs import Json, plainly, say, settings_here
 
 if TYPE_CHECKING:
     from ruvllm.inference.vllm_command import Plan

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from ruvllm.cli_shared import showing
-from ruvllm.console import console, table
-from ruvllm.verbs import Json, plainly, say, settings_here
+from ruvllm.commands.console import console, table
+from ruvllm.commands.shared import showing
+from ruvllm.commands.verbs import Json, plainly, say, settings_here
 
 app = typer.Typer(no_args_is_help=True)
 

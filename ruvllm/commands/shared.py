@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
-from ruvllm.console import Bars
-from ruvllm.verbs import settings_here
+from ruvllm.commands.console import Bars
+from ruvllm.commands.verbs import settings_here
 
 if TYPE_CHECKING:
     from ruvllm.database.pool import Database
