@@ -22,7 +22,7 @@ import ruvllm
 from ruvllm.doctor import declared_requirements
 from ruvllm.settings import PROJECT_ROOT
 
-DOORS = tuple(f"ruvllm.{door}" for door in ("cli", "commands", "doctor", "nightly", "serving", "services")) + ("flows",)
+DOORS = ("flows", *(f"ruvllm.{door}" for door in ("cli", "commands", "doctor", "nightly", "serving", "services")))
 DOOR_FOLDERS = ("commands", "nightly", "serving")
 HEAVY = ("dvc", "llama_cpp", "mlflow", "prefect", "sklearn", "torch")
 APART = ("llama-cpp-python", "torch")  # pinned in files of their own
