@@ -89,6 +89,7 @@ bench-attention: setup ## measure attention on public sets: DATA=FOLDER of them;
 
 bench-latency: setup ## measure every tier's shape with blank weights, hours in cells; writes docs/latency.md
 	@.venv/bin/python -m pytest -m benchmark -s --keep $(BENCH_DIR)/latency $(BENCH_FLAGS) tests/benchmarks/inference/test_latency.py
+	@.venv/bin/python -m pytest -m benchmark -s --keep $(BENCH_DIR)/latency $(BENCH_FLAGS) tests/benchmarks/inference/test_whole_path.py
 	@.venv/bin/python -m tests.benchmarks.inference.latency_page $(BENCH_DIR)/latency docs/latency.md
 
 bench-gateway: setup ## load, overload and hot swap of the gateway; writes docs/gateway.md

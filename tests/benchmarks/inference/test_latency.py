@@ -8,9 +8,10 @@ Every tier at Q4_0; the 350M and the 2.6B at the other quantisations too, with a
 kept in FOLDER/cells, so a killed run goes on where it was; `-s` shows how long the rest will take.
 
 Speed and memory do not depend on the values of the weights, so the files are made here (ruvllm.inference.blank); how
-good the answers are cannot be measured so. A first token is a request of one token, from call to return, through the
-worker's process; with a restored prefix all but the last 48 tokens of the prompt are the static part, whose state the
-worker has kept. Threads are OpenMP's, waiting as RUVLLM_WAIT_POLICY says.
+good the answers are cannot be measured so. An answer is timed from call to return, through the worker's process; the
+first token is that time less what the worker says the tokens after it took. With a restored prefix all but the last 48
+tokens of the prompt are the static part, whose state the worker has kept. Context bins are measured with all threads:
+so the product answers. Threads are OpenMP's, waiting as RUVLLM_WAIT_POLICY says.
 """
 
 from __future__ import annotations
@@ -231,7 +232,7 @@ def test_first_token_and_answer(cases: list[Case], settings: Settings, kept: Cel
 
 def _taken(tokens: int, how: str, rounds: int) -> tuple[int, int]:
     """Tokens of prompts and of answers."""
-    return tokens + 2 * rounds * (tokens if how == "whole" else SUFFIX), rounds * (ANSWER + 1)
+    return (rounds * tokens if how == "whole" else tokens + rounds * SUFFIX), rounds * ANSWER
 
 
 Measure = Callable[[Case, LlamaWorker, Text, Name, int], dict[str, Any]]
@@ -251,16 +252,15 @@ def _measured(case: Case, settings: Settings, kept: Cells, names: list[Name], me
 def _timed(case: Case, worker: LlamaWorker, text: Text, name: Name, rounds: int) -> dict[str, Any]:
     tokens, how = int(name[-2]), name[-1]
     held = tokens - SUFFIX if how == "restored" else 0
-    worker.generate(text.prompt(tokens, held, 10_000 + tokens), _asking(1), PATIENCE_S)  # keeps the static part
+    if held:
+        worker.generate(text.prompt(tokens, held, 10_000 + tokens), _asking(1), PATIENCE_S)  # keeps the static part
     first, whole, made = [], [], None
     for turn in range(rounds):
         began = time.perf_counter()
-        worker.generate(text.prompt(tokens, held, 100 + turn), _asking(1), PATIENCE_S)
-        first.append(time.perf_counter() - began)
-        began = time.perf_counter()
         made = worker.generate(text.prompt(tokens, held, 5000 + turn), _asking(ANSWER), PATIENCE_S)
         seconds = time.perf_counter() - began
-        whole.append(seconds + made.decode_s * (ANSWER / made.completion_tokens - 1))  # a stop came early: as if not
+        first.append(seconds - made.decode_s)
+        whole.append(first[-1] + made.decode_s * (ANSWER - 1) / max(1, made.completion_tokens - 1))
     assert made is not None
     return {
         "prompt_tokens": made.prompt_tokens,
@@ -276,7 +276,8 @@ def _timed(case: Case, worker: LlamaWorker, text: Text, name: Name, rounds: int)
 
 def test_every_context_bin_uncached(cases: list[Case], settings: Settings, kept: Cells) -> None:
     """A bin's tokens of context and what frames a question, then an answer of 48 tokens; the static part is kept."""
-    own = [case for case in cases if case.tier.quantisation == "Q4_0"]
+    most = max(case.threads for case in cases)
+    own = [case for case in cases if case.tier.quantisation == "Q4_0" and case.threads == most]
     wanted = [
         (("bin", *case.name, context), case, kept.n * (context + AROUND), kept.n * BIN_ANSWER)
         for case in own
