@@ -223,17 +223,8 @@ def extra_buffers(api: Any) -> bool:
     """Whether llama.cpp may rearrange weights for the processor.
 
     GCC 12 drops the tile configuration that ggml's AMX code writes, so a library built by it with AMX dies at the first
-    matrix product; infra/setup.sh builds one that does not. AMX is one of the extra buffer types. Tokens a CPU second
-    on one core of a Xeon with AMX (2026-11-23, beside other work; prompt of 256, then single tokens), by what is on:
-
-                          nothing     rearranged, no AMX    AMX
-        350M Q4_0         135, 22     211, 27               353, 38
-        350M Q4_K_M       304, 25     238, 29               343, 26
-        350M Q8_0         145, 21     -                     373, 31
-        SmolLM2 Q4_1      175, 48     183, 49               593, 77
-        Gemma Q4_K_M      375, 25     365, 26               395, 34
-
-    Of text, 24 places: SmolLM2 2.556 nats a token without, 2.560 with AMX; Gemma 2.471 and 2.471.
+    matrix product; infra/setup.sh builds one that does not. AMX is one of the extra buffer types. What rearranging is
+    worth stands in docs/latency.md, "Weights as in the file, and rearranged for this processor".
     """
     return b"AMX_INT8 = 1" not in api.llama_print_system_info() or amx_is_whole(Path(api.__file__).parent)
 

@@ -205,6 +205,18 @@ def _bins(kept: Cells) -> str:
     )
 
 
+def _rearranged(kept: Cells) -> str:
+    columns = ("plain_prefill_per_s", "prefill_per_s", "plain_decode_per_s", "decode_per_s", "load")
+    rows = [("lfm2-350m", kind, *_row(kept, ("rearranged", "lfm2-350m", kind, 1), columns)) for kind in QUANTISATIONS]
+    return _table(
+        "Weights as in the file, and rearranged for this processor; llama.cpp's own loop, one thread",
+        ("model", "quantisation", "prefill/s as is", "prefill/s", "decode/s as is", "decode/s", "load"),
+        rows,
+        "Prompt 256, answer 16, in turn. On a processor with AMX that is AMX, which GCC 12 compiles wrongly unless "
+        "infra/llama mends it; the price is memory (ruvllm models size).",
+    )
+
+
 def _whole(kept: Cells) -> str:
     columns = ("p50_ms", "p99_ms", "own_p50_ms", "answered_per_s", "refused", "loaded_p50_ms", "loaded_p99_ms",
                "tree_mb", "n", "load")  # fmt: skip

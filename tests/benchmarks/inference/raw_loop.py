@@ -1,9 +1,9 @@
 """The library's own loop over one GGUF: what llama.cpp does without any of our code. `test_latency.py` runs it.
 
-    python -m tests.benchmarks.inference.raw_loop FILE N_CTX THREADS
+    python -m tests.benchmarks.inference.raw_loop FILE N_CTX THREADS [plain]
 
 reads lines of JSON, {"prompt": n, "answer": m}, and answers each with the seconds of a prompt of n tokens (`prefill_s`)
-and of m tokens one by one after it (`decode_s`), greedy.
+and of m tokens one by one after it (`decode_s`), greedy. `plain`: weights stay as they are in the file.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _quiet = api.llama_log_callback(lambda *_: None)  # ctypes keeps no reference of
 class Loop:
     """Threads, context and buffers as our worker sets them, so that the two differ in our code alone."""
 
-    def __init__(self, path: str, n_ctx: int, threads: int) -> None:
+    def __init__(self, path: str, n_ctx: int, threads: int, plain: bool = False) -> None:
         api.llama_log_set(_quiet, ctypes.c_void_p(0))
         api.llama_backend_init()
         params = api.llama_model_default_params()
-        params.use_extra_bufts = extra_buffers(api)
+        params.use_extra_bufts = not plain and extra_buffers(api)
         self.model: Any = api.llama_model_load_from_file(path.encode(), params)
         self.n_vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         wanted = api.llama_context_default_params()
@@ -63,7 +63,7 @@ class Loop:
 
 def main() -> None:
     path, n_ctx, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    loop = Loop(path, n_ctx, threads)
+    loop = Loop(path, n_ctx, threads, "plain" in sys.argv[4:])
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)

@@ -96,12 +96,17 @@ def _named(shape: str, quantisation: str, keep: Path) -> tuple[Tier, Path]:
 
 @contextmanager
 def _worker(case: Case, settings: Settings) -> Iterator[LlamaWorker]:
-    """On a blank file at the tier's true shape, made where it is not there yet."""
+    """On a blank file at the tier's true shape."""
+    _made(case)
+    with LlamaWorker(case.tier, case.path, settings, case.threads) as worker:
+        yield worker
+
+
+def _made(case: Case) -> None:
+    """The blank file, where it is not there yet."""
     if not case.path.is_file():
         case.path.parent.mkdir(parents=True, exist_ok=True)
         write_gguf(case.path, find_shape(case.shape), quantisation=case.tier.quantisation)
-    with LlamaWorker(case.tier, case.path, settings, case.threads) as worker:
-        yield worker
 
 
 def _say_how_long(what: str, kept: Cells, wanted: list[tuple[Name, Case, int, int]]) -> None:
@@ -121,10 +126,10 @@ def _say_how_long(what: str, kept: Cells, wanted: list[tuple[Name, Case, int, in
 class Raw:
     """The raw loop in a process of its own."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, plain: bool = False) -> None:
         command = [sys.executable, "-m", "tests.benchmarks.inference.raw_loop", str(case.path), str(N_CTX)]
         self._process = subprocess.Popen(
-            [*command, str(case.threads)],
+            [*command, str(case.threads), *(["plain"] if plain else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -192,6 +197,28 @@ def _rss(pid: int) -> tuple[float, float]:
     """MB: all, and without what is mapped from files."""
     memory = psutil.Process(pid).memory_info()
     return memory.rss / 1e6, (memory.rss - memory.shared) / 1e6
+
+
+def test_weights_rearranged_for_the_processor(cases: list[Case], kept: Cells) -> None:
+    """llama.cpp's own loop with weights as in the file and as the processor likes them (AMX, wider blocks), in turn."""
+    own = [case for case in cases if case.shape == "350m" and case.threads == 1]
+    for case in own:
+        kept.of(("rearranged", *case.name), lambda case=case: _rearranged(case, kept.n))
+
+
+def _rearranged(case: Case, rounds: int) -> dict[str, Any]:
+    _made(case)
+    loops = (Raw(case, plain=True), Raw(case))
+    took = np.array([[loop.run(256, 16) for loop in loops] for _ in range(rounds + 1)])[1:]  # (rounds, 2, 2) seconds
+    for loop in loops:
+        loop.close()
+    (plain_prefill, plain_decode), (prefill, decode) = np.array([256, 16]) / np.median(took, axis=0)
+    return {
+        "plain_prefill_per_s": float(plain_prefill),
+        "prefill_per_s": float(prefill),
+        "plain_decode_per_s": float(plain_decode),
+        "decode_per_s": float(decode),
+    }
 
 
 # -- first token and whole answer
