@@ -197,8 +197,9 @@ memory only (`Collection.load` builds the graph anew from the saved vectors, so 
 and filters after it searched, so that a filter can leave fewer than k. `ruvector-rabitq` is no graph but a scan of one
 bit a dimension with an exact second look. Raw pgvector is one prepared statement over a Unix socket.
 
-At a million (estimated from 100,000, before it was run: 2.5 to 3.5 hours of two cores, 14 GiB of memory, 25 GB of disk
-under BENCH_DIR; a killed run goes on where it was):
+At a million both of the server's graphs and their rows are larger than its cache: a ratio to raw pgvector below 1 says
+which of the two was in it, not that rules cost nothing. Such a run takes about three hours of two cores, 14 GiB of
+memory and 25 GB of disk under BENCH_DIR, and a killed one goes on where it was:
 
     F='--n 1000000 --build-threads 2 --contenders raw,hnswlib,faiss-half,ruvector'
     make bench-memory BENCH_FLAGS="$F --deselect tests/benchmarks/memory/test_table72.py"
