@@ -3,7 +3,9 @@
 F = mean over questions of E_y [(d log p(y | x) / d theta)^2], y from the model's own distribution, never from the
 labels (those would give the "empirical" Fisher). With four tiers and five bins the expectation is taken exactly where a
 sample of y would estimate it. Gradients are per question: a batch's mean gradient squared would be something else. The
-heads' log-probabilities add; cross terms vanish because heads are drawn independently. Each is scaled as in the loss.
+heads' log-probabilities add; cross terms vanish because heads are drawn independently. Each is scaled as in the loss,
+and so is the choice that the utilities stand for, where the loss looks at their order. The expected utility in the loss
+is no likelihood: it has no Fisher information, and none is made up for it.
 """
 
 from __future__ import annotations
@@ -77,18 +79,24 @@ def fisher(network: RouterNetwork, batch: Batch, config: LossConfig) -> dict[str
 def _scores(outputs: Outputs, config: LossConfig) -> Iterator[tuple[float, Tensor]]:
     """(p(y) times the head's weight in the loss, log p(y)) for every row, head and outcome y that has a chance."""
     for row in range(len(outputs.confidence)):
-        for weight, logits in ((config.model, outputs.model[row]), (config.context, outputs.context[row])):
+        there = outputs.model[row] > _ABSENT
+        order = torch.where(there, outputs.utility[row], 2 * _ABSENT) / config.tempered
+        categories = ((config.model, outputs.model[row]), (config.context, outputs.context[row]), (config.order, order))
+        for weight, logits in categories:
             yield from _categorical(weight, logits)
-        present = outputs.quality[row][outputs.model[row] > _ABSENT]
+        present = outputs.quality[row][there]
         for weight, logit in (*((config.quality, q) for q in present), (config.confidence, outputs.confidence[row])):
             yield from _categorical(weight, torch.stack([logit, torch.zeros_like(logit)]))
         # SmoothL1 is half a square near its minimum: a normal of variance 1, whose expected squared score is the
         # squared gradient of its mean
-        yield config.temperature, outputs.temperature[row]
-        yield config.top_p, outputs.top_p[row]
+        for weight, mean in ((config.temperature, outputs.temperature[row]), (config.top_p, outputs.top_p[row])):
+            if weight:
+                yield weight, mean
 
 
 def _categorical(weight: float, logits: Tensor) -> Iterator[tuple[float, Tensor]]:
+    if weight == 0:
+        return
     logs = functional.log_softmax(logits, dim=0)
     for log_probability in logs:
         probability = float(log_probability.detach().exp())

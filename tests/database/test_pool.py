@@ -64,10 +64,10 @@ def test_the_tenant_ends_with_its_transaction(database: Database) -> None:
 def test_an_error_rolls_back_and_the_connection_is_used_again(database: Database) -> None:
     before = backend(database)
     with pytest.raises(ZeroDivisionError), database.transaction() as connection:  # noqa: PT012
-        connection.execute("INSERT INTO learning.replay_counter VALUES ('default', 1)")
+        connection.execute("INSERT INTO learning.replay_counter (tenant, seen) VALUES ('default', 1)")
         raise ZeroDivisionError
     with pytest.raises(psycopg.errors.CheckViolation), database.transaction() as connection:
-        connection.execute("INSERT INTO learning.replay_counter VALUES ('default', -1)")
+        connection.execute("INSERT INTO learning.replay_counter (tenant, seen) VALUES ('default', -1)")
     with database.transaction() as connection:
         assert connection.execute("SELECT count(*) FROM learning.replay_counter").fetchone() == (0,)
     assert backend(database) == before
@@ -75,7 +75,7 @@ def test_an_error_rolls_back_and_the_connection_is_used_again(database: Database
 
 def test_a_connection_killed_in_the_middle(database: Database, database_url: str) -> None:
     with pytest.raises(DatabaseError, match="ruvllm doctor"), database.transaction() as connection:  # noqa: PT012
-        connection.execute("INSERT INTO learning.replay_counter VALUES ('default', 1)")
+        connection.execute("INSERT INTO learning.replay_counter (tenant, seen) VALUES ('default', 1)")
         end_backend(database_url, connection.info.backend_pid)
         connection.execute("SELECT 1")
     with database.transaction() as connection:
@@ -84,7 +84,7 @@ def test_a_connection_killed_in_the_middle(database: Database, database_url: str
 
 def test_a_connection_killed_before_the_commit(database: Database, database_url: str) -> None:
     with pytest.raises(DatabaseError), database.transaction() as connection:  # noqa: PT012
-        connection.execute("INSERT INTO learning.replay_counter VALUES ('default', 1)")
+        connection.execute("INSERT INTO learning.replay_counter (tenant, seen) VALUES ('default', 1)")
         end_backend(database_url, connection.info.backend_pid)
     database.ping()
 
@@ -112,7 +112,7 @@ def test_a_read_is_of_one_tenant_and_leaves_nothing_behind(database: Database) -
 
 
 def test_a_read_cannot_write(database: Database) -> None:
-    insert = "INSERT INTO learning.replay_counter VALUES ('default', 1)"
+    insert = "INSERT INTO learning.replay_counter (tenant, seen) VALUES ('default', 1)"
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         database.read(lambda connection: connection.execute(insert))
     with pytest.raises(psycopg.errors.UndefinedTable):
@@ -120,6 +120,55 @@ def test_a_read_cannot_write(database: Database) -> None:
     assert database.read(lambda connection: connection.execute("SELECT count(*) FROM learning.replay_counter")) == [
         (0,)
     ]
+
+
+def counter(connection: psycopg.Connection) -> psycopg.Cursor[tuple[str]]:
+    """Twice, it leaves what once leaves."""
+    return connection.execute(
+        "INSERT INTO learning.replay_counter (tenant, seen) VALUES (current_setting('app.tenant'), 7) ON CONFLICT DO NOTHING"
+        " RETURNING tenant"
+    )
+
+
+def counters(database: Database) -> list[tuple[str, int]]:
+    with database.transaction() as connection:
+        return connection.execute("SELECT tenant, seen FROM learning.replay_counter").fetchall()
+
+
+def test_a_write_is_committed_for_its_tenant_alone(database: Database) -> None:
+    before = backend(database)
+    assert database.write(counter, tenant="a") == [("a",)]
+    assert counters(database) == []  # a tenant's rows are its own
+    assert database.write(counter) == [("default",)]
+    assert database.write(counter) == []
+    assert counters(database) == [("default", 7)]
+    with database._connection() as connection:
+        assert connection.execute("SELECT current_setting('app.tenant', true)").fetchone() in [("",), (None,)]
+    assert backend(database) == before
+
+
+def test_a_write_that_is_refused_leaves_nothing_and_its_connection_is_used_again(database: Database) -> None:
+    before = backend(database)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        database.write(
+            lambda connection: connection.execute(
+                "INSERT INTO learning.replay_counter (tenant, seen) VALUES ('default', -1)"
+            )
+        )
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        database.write(
+            lambda connection: connection.execute("INSERT INTO learning.replay_counter (tenant, seen) VALUES ('b', 1)")
+        )
+    assert counters(database) == []
+    assert backend(database) == before
+
+
+def test_a_write_is_sent_again_where_its_idle_connection_died(database: Database, database_url: str) -> None:
+    dead = backend(database)
+    end_backend(database_url, dead)
+    assert database.write(counter) == [("default",)]
+    assert counters(database) == [("default", 7)]
+    assert backend(database) != dead
 
 
 def test_a_read_is_sent_again_where_its_connection_died(database: Database, database_url: str) -> None:
@@ -163,7 +212,9 @@ def test_a_write_is_not_begun_twice(database: Database, database_url: str) -> No
     end_backend(database_url, backend(database))
     runs = []
     with database.transaction() as connection:
-        runs.append(connection.execute("INSERT INTO learning.replay_counter VALUES ('default', 1)").rowcount)
+        runs.append(
+            connection.execute("INSERT INTO learning.replay_counter (tenant, seen) VALUES ('default', 1)").rowcount
+        )
     assert runs == [1]
     with database.transaction() as connection:
         assert connection.execute("SELECT seen FROM learning.replay_counter").rowcount == 1
@@ -184,7 +235,7 @@ def test_a_server_that_goes_away_and_comes_back(fragile: Database, fragile_serve
 
 def test_a_server_that_dies_in_the_middle(fragile: Database, fragile_server: EmbeddedPostgres) -> None:
     with pytest.raises(DatabaseError), fragile.transaction() as connection:  # noqa: PT012
-        connection.execute("INSERT INTO learning.replay_counter VALUES ('default', 1)")
+        connection.execute("INSERT INTO learning.replay_counter (tenant, seen) VALUES ('default', 1)")
         fragile_server.stop()
         connection.execute("SELECT 1")
     fragile_server.ensure()

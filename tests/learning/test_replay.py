@@ -27,13 +27,13 @@ def test_every_experience_is_kept_with_the_same_chance():
 def queries(database):
     """Enrols oracle queries, for the foreign key."""
 
-    def enrol(*keys):
+    def enrol(*keys, domain="d"):
         with database.transaction() as connection:
             connection.cursor().executemany(
                 "INSERT INTO learning.oracle_queries (key, tenant, cycle_id, question, gold, kind, domain, split,"
                 " grouping, layout_hash, features, embedding, retrieved)"
-                " VALUES (%s, 'default', 'c', 'q', '{}', 'k', 'd', 'train', 'g', 'h', '{}', '{}', '{}')",
-                [(key,) for key in keys],
+                " VALUES (%s, 'default', 'c', 'q', '{}', 'k', %s, 'train', 'g', 'h', '{}', '{}', '{}')",
+                [(key, domain) for key in keys],
             )
         return list(keys)
 
@@ -74,3 +74,33 @@ def test_a_deleted_query_leaves_no_gap(database, queries):
 def test_a_capacity_of_none_is_refused(database):
     with pytest.raises(LearningError, match="want 1 or more"):
         Reservoir(database, 0)
+
+
+def held(reservoir):
+    """Domains of what the reservoir holds."""
+    return [key[0] for key in list(reservoir.keys())]
+
+
+def test_by_domain_a_rare_domain_keeps_its_share(database, queries):
+    reservoir = Reservoir(database, 6, by_domain=True)
+    reservoir.offer(queries(*(f"a{n}" for n in range(30)), domain="a"))
+    assert len(reservoir.keys()) == 6
+    reservoir.offer(queries("b0", "b1", domain="b"))
+    assert "".join(sorted(held(reservoir))) == "aaabb"
+    reservoir.offer(queries(*(f"b{n}" for n in range(2, 9)), domain="b"))
+    assert "".join(sorted(held(reservoir))) == "aaabbb"
+    assert reservoir.seen() == 39
+    assert reservoir.offer(reservoir.keys()) == 0
+
+
+def test_a_reservoir_may_begin_and_end_to_keep_domains_apart(database, queries):
+    Reservoir(database, 8).offer([*queries("a0", "a1", "a2", domain="a"), *queries("b0", domain="b")])
+    apart = Reservoir(database, 8, by_domain=True)
+    apart.offer(queries("b1", domain="b"))
+    assert apart.seen() == 5
+    assert sorted(apart.keys()) == ["a0", "a1", "a2", "b0", "b1"]
+    together = Reservoir(database, 8)
+    together.offer(queries("c0", domain="c"))
+    assert together.seen() == 6
+    with database.transaction() as connection:
+        assert connection.execute("SELECT stratum, seen FROM learning.replay_counter").fetchall() == [("", 6)]
