@@ -85,6 +85,7 @@ class TrainingConfig:
     learning_rate: float
     weight_decay: float
     dropout: float
+    curriculum: float
 
     def __post_init__(self) -> None:
         _want(self.steps >= self.check_every >= 1, "training.check_every", self.check_every, "1 to training.steps")
@@ -92,6 +93,7 @@ class TrainingConfig:
         _want(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "over 0")
         _want(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "0 or more")
         _want(0 <= self.dropout < 1, "training.dropout", self.dropout, "0 to 1")
+        _want(0 <= self.curriculum <= 1, "training.curriculum", self.curriculum, "0 to 1")
 
 
 @dataclass(frozen=True)

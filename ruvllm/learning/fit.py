@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ruvllm.errors import LearningError
 from ruvllm.learning.config import Config, FeaturesConfig
+from ruvllm.learning.curriculum import competence, difficulty, row_weights
 from ruvllm.learning.data import Array, Rows, Snapshot
 from ruvllm.learning.ewc import Ewc
 from ruvllm.learning.loss import Lessons, make_lessons, task_loss
@@ -25,6 +26,7 @@ Check = Callable[[int, RouterNetwork], None]
 Penalty = Callable[[Mapping[str, Tensor]], Tensor]
 
 _BIN_NEVER_RUN = -10.0  # shift of bins without outcomes: nothing is known in their favour
+_HARD_BY = ("token_count", "graph_depth")
 _SURE = 6.0  # logit of the sampling heads' start: 2 sigmoid(-6) = 0.005 and sigmoid(6) = 0.998
 
 
@@ -173,9 +175,10 @@ def fit(
     optimiser = _optimiser(network, config)
     draw = torch.Generator().manual_seed(seed)
     done = saved.load(network, optimiser, draw) if saved else 0
+    pace = make_pace(material, batch.rows, round(training.curriculum * steps))
     for step in range(done + 1, steps + 1):
         keep = _dropout(batch.x, training.dropout, draw)
-        loss = total_loss(network, batch, lessons, config, ewc, keep)
+        loss = total_loss(network, batch, pace(lessons, step), config, ewc, keep)
         if penalty is not None:
             loss = loss + penalty(dict(network.named_parameters()))
         optimiser.zero_grad()
@@ -188,6 +191,21 @@ def fit(
                 saved.save(step, network, optimiser, draw)
             if check:
                 check(step, network)
+
+
+def make_pace(material: Material, rows: Rows, duration: int) -> Callable[[Lessons, int], Lessons]:
+    """The lessons that count at a step, from 1 on: all of them, or by a curriculum of `duration` steps the easier ones.
+
+    A question is hard where its choices hardly differ, where it is long, and where its neighbourhood reaches far.
+    """
+    if not duration:
+        return lambda lessons, step: lessons
+    features, margin = material.snapshot.features[rows], material.targets.tier_margin[rows]
+    length, depth = (features[:, LAYOUT[name]].mean(axis=1).astype(np.float64) for name in _HARD_BY)
+    hardness = difficulty(np.asarray(margin, dtype=np.float64), length, depth)
+    return lambda lessons, step: (
+        lessons if step > duration else lessons.weighted(row_weights(hardness, competence(step - 1, duration)))
+    )
 
 
 def _in_order(weights: Wide | None, rows: Rows, wanted: Rows) -> Wide | None:
