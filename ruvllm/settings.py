@@ -53,9 +53,12 @@ class Settings:
     deadline_s: float = 60.0
     search_k: int = 32
     explore: float = 0.1  # epsilon of the epsilon-greedy exploration
+    explorer: str = "epsilon-greedy"  # epsilon-greedy | thompson: how tiers are explored; bins: by epsilon either way
     confidence_floor: float = 0.0  # below it the fallback policy acts; 0: the bundle's own threshold
     collect_budget_s: float = 240.0  # oracle collection of a first night
     collect_budget_later_s: float = 75.0  # of the nights after it, which only add to the oracle
+    replay_capacity: int = 2000  # oracle questions of earlier nights that training sees again
+    replay_by_domain: bool = False  # every domain the same share of them, however often it is asked about
     nightly_cron: str = "0 2 * * *"
     timezone: str = "UTC"
     alert_webhook_file: str = ""  # holds the address that late, failed and stuck runs call; empty: nobody is called
@@ -68,6 +71,7 @@ class Settings:
     probe_key_file: str = ""  # holds the API key with which a night asks the gateway, where that wants one
     log_prompts: bool = False  # questions and answers in the gateway's log, where a request's privacy level is public
     otel_endpoint: str = ""  # OTLP over HTTP, "http://127.0.0.1:4318/v1/traces"; empty: no spans are made
+    gateway_url: str = ""  # of the gateway that a night asks, where that runs elsewhere; empty: this checkout's own
     gateway_port: int = 0  # 0: chosen once for this checkout and kept in the state directory
     prefect_port: int = 0
     mlflow_port: int = 0
@@ -91,6 +95,7 @@ class Settings:
         _one_of("encoder", self.encoder, ("minilm", "lfm2"))
         _one_of("quantisation", self.quantisation, ("auto", "Q4_0", "Q4_K_M", "Q5_K_M", "Q8_0", "F16"))
         _between("explore", self.explore, 0.0, 1.0)
+        _one_of("explorer", self.explorer, ("epsilon-greedy", "thompson"))
         _between("confidence_floor", self.confidence_floor, 0.0, 1.0)
         _between("writeback_threshold", self.writeback_threshold, 0.0, 1.0)
         _between("duplicate_cosine", self.duplicate_cosine, 0.5, 1.0)
@@ -106,6 +111,7 @@ class Settings:
         _between("recycle_growth", self.recycle_growth, 1.05, 100.0)
         _between("threads", self.threads, 0, 256)
         _between("search_k", self.search_k, 1, 64)
+        _between("replay_capacity", self.replay_capacity, 16, 1_000_000)
         _between("latency_weight", self.latency_weight, 0.0, 100.0)
         _between("cost_weight", self.cost_weight, 0.0, 100.0)
         _between("replica_staleness_s", self.replica_staleness_s, 0.01, 3600.0)
@@ -120,6 +126,8 @@ class Settings:
             _between(port, getattr(self, port), 0, 65535)
         for seconds in ("deadline_s", "collect_budget_s", "collect_budget_later_s"):
             _between(seconds, getattr(self, seconds), 1.0, 86400.0)
+        if self.gateway_url and not self.gateway_url.startswith(("http://", "https://")):
+            raise SettingsError(f"RUVLLM_GATEWAY_URL: got {self.gateway_url!r}, want http://HOST:PORT or https://…")
         if not self.tenant.strip():
             raise SettingsError("RUVLLM_TENANT: got an empty name, want the tenant's name, for example 'default'")
 

@@ -152,7 +152,11 @@ class Answerer:
 
     def _policy_of(self, runtime: RouterRuntime | None) -> Policy:
         floor = self.settings.confidence_floor or None
-        return Policy(runtime, self._offer.tier_mask, self.settings.explore, self._rng, bins=ROUTED_BINS, floor=floor)
+        explorer = self.live.beliefs if self.settings.explorer == "thompson" else None
+        return Policy(
+            runtime, self._offer.tier_mask, self.settings.explore, self._rng, bins=ROUTED_BINS, floor=floor,
+            explorer=explorer,
+        )  # fmt: skip
 
     @property
     def router_version(self) -> str:

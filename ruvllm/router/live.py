@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ruvllm.errors import DatabaseError
 from ruvllm.inference.prompt import PROMPT_VERSION
+from ruvllm.router.beliefs import Beliefs
 from ruvllm.router.layout import DOMAINS, LAYOUT, N_HISTORY_TIERS
 from ruvllm.router.past import LATEST, Past, make_past
 
@@ -94,6 +95,7 @@ class Live:
         self, database: Database, clock: Callable[[], float] = time.monotonic, tiers: Sequence[str] = ()
     ) -> None:
         self._database, self._clock, self._tiers = database, clock, tuple(tiers)
+        self.beliefs = Beliefs(database, tiers)  # what Thompson sampling draws from; read with the earlier outcomes
         self._read: tuple[float, Record] | None = None
         self._past: tuple[float, Past] | None = None
         self._machine = (UNKNOWN, UNKNOWN)
@@ -128,6 +130,7 @@ class Live:
         if not self._tiers or at - self._past_asked < PAST_REFRESH_S:
             return
         self._past = at, read_past(self._database, self._tiers)
+        self.beliefs.refresh()
         self._past_asked = at
 
 

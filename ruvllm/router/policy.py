@@ -1,8 +1,10 @@
 """From the router's outputs to one decision, with the exact probability of having drawn it. Knows nothing of features.
 
 epsilon-greedy over the allowed (tier, bin) pairs that meet the deadline; without a router uniform over them (cold
-start); where the router is not confident, the greedy pair is the fallback's. The propensity is that of the pair,
-however it came to be drawn.
+start); where the router is not confident, the greedy pair is the fallback's. With an explorer the tier is drawn by
+Thompson sampling and the bin by epsilon-greedy; a fallback, and a router whose posterior is not known yet, stay with
+epsilon. Caution has no say in the draw: it is for using what is known, not for finding out. The propensity is that of
+the pair, however it came to be drawn.
 """
 
 from __future__ import annotations
@@ -16,13 +18,17 @@ from numpy.typing import NDArray
 
 from ruvllm.errors import InputError
 from ruvllm.inference.types import BINS, ROUTED_BINS
+from ruvllm.router.beliefs import Explorer, activations
 from ruvllm.router.decision import N_TIERS, Allowed, Decision, RouterOutputs, Tradeoff
+from ruvllm.router.exploration import epsilon_greedy, thompson
+from ruvllm.router.manifest import QUALITY
 from ruvllm.router.runtime import RouterRuntime
 
 Array = NDArray[np.float32]
 Pair = tuple[int, int]  # index of the tier, index of the bin
 
 _COLD_TEMPERATURE, _COLD_TOP_P = 0.0, 1.0
+_QUALITY_SPAN = 4.0  # utility on 1 to 5 of quality in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,11 @@ class _Draw:
 class Policy:
     """Decides for one ladder. `floor` overrides the bundle's confidence threshold; `rng` draws the exploration.
 
-    `tradeoff` stands for the lambda and mu that the bundle was trained with.
+    `tradeoff` stands for the lambda and mu that the bundle was trained with; with `explorer` Thompson sampling draws
+    the tier.
 
     Raises:
-        InputError: a setting is out of range, or the bundle's deciding head cannot trade.
+        InputError: a setting is out of range, or the bundle's deciding head cannot trade or be drawn from.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class Policy:
         bins: Sequence[int] = ROUTED_BINS,
         floor: float | None = None,
         tradeoff: Tradeoff | None = None,
+        explorer: Explorer | None = None,
     ) -> None:
         if len(tier_mask) != N_TIERS:
             raise InputError(f"tier mask: got {len(tier_mask)} places, want {N_TIERS}")
@@ -58,7 +66,12 @@ class Policy:
         self.runtime = runtime
         if runtime is not None and tradeoff is not None:
             runtime.levels(tradeoff)  # refuses at once what would be refused at every request
-        self._epsilon, self._rng, self._tradeoff = epsilon, rng, tradeoff
+        if runtime is not None and explorer is not None and runtime.manifest.deciding.head != QUALITY:
+            raise InputError(
+                f"Thompson sampling: router {runtime.version} decides by its {runtime.manifest.deciding.head} head,"
+                " want expected qualities; train with router.decides: quality, or set RUVLLM_EXPLORER=epsilon-greedy"
+            )
+        self._epsilon, self._rng, self._tradeoff, self._explorer = epsilon, rng, tradeoff, explorer
         present = tuple(bool(name) for name in runtime.tiers) if runtime else (True,) * N_TIERS
         self._mask = Allowed(_both(tier_mask, present), tuple(context_bin in bins for context_bin in BINS))
         self._floor = floor if floor is not None else runtime.threshold if runtime else 0.0
@@ -96,7 +109,8 @@ class Policy:
         decided_by = "champion"
         if outputs.confidence < self._floor:
             greedy, decided_by = _step_up(greedy, left, pairs), "fallback"
-        return _warm(self._explore(greedy, pairs, decided_by), outputs, self.version)
+        draw = self._thompson(outputs, greedy, pairs) if decided_by == "champion" else None
+        return _warm(draw or self._explore(greedy, pairs, decided_by), outputs, self.version)
 
     def _left(self, allowed: Allowed, forced_tier: int | None, forced_bin: int | None) -> Allowed:
         """The places that may be chosen now."""
@@ -111,6 +125,19 @@ class Policy:
 
     def _uniform(self, pairs: list[Pair], decided_by: str) -> _Draw:
         return _Draw(pairs[int(self._rng.integers(len(pairs)))], 1.0 / len(pairs), decided_by)
+
+    def _thompson(self, outputs: RouterOutputs, greedy: Pair, pairs: list[Pair]) -> _Draw | None:
+        """None where there is no posterior to draw from."""
+        posterior = self._explorer.posterior(self.runtime) if self._explorer and self.runtime else None
+        if posterior is None:
+            return None
+        feasible = [any(pair[0] == tier for pair in pairs) for tier in range(N_TIERS)]
+        expected = np.array(outputs.utility) / _QUALITY_SPAN  # in units of quality, as the posterior
+        tier = thompson(posterior, activations(outputs.hidden), feasible, self._rng, expected=expected)
+        bins = [(tier.place, place) in pairs for place in range(len(BINS))]
+        chosen = epsilon_greedy(outputs.context_probs.astype(np.float64), bins, self._epsilon, self._rng)
+        pair = tier.place, chosen.place
+        return _Draw(pair, tier.propensity * chosen.propensity, "champion" if pair == greedy else "explore")
 
     def _explore(self, greedy: Pair, pairs: list[Pair], decided_by: str) -> _Draw:
         explored = self._epsilon / len(pairs)
