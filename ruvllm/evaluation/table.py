@@ -21,8 +21,20 @@ def report_markdown(report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
         *[_row(name, policies[name]) for name in names],
     ]
+    traffic = [off_policy_line(report["off_policy"]), ""] if "off_policy" in report else []
     warnings = report.get("warnings") or []
-    return "\n".join([*lines, "", *[f"Note: {warning}" for warning in warnings]]).rstrip() + "\n"
+    return "\n".join([*lines, "", *traffic, *[f"Note: {warning}" for warning in warnings]]).rstrip() + "\n"
+
+
+def off_policy_line(about: dict[str, Any]) -> str:
+    """What candidate and champion would have brought on stored answers, and what their difference is known to be."""
+    names = [name for name in ("candidate", "champion", "difference") if name in about]
+    shown = [
+        f"{name} {_number(about[name]['mean'])} [{_number(about[name]['low'])}, {_number(about[name]['high'])}]"
+        for name in names
+    ]
+    said = ", ".join(shown) or "too few of them are like what a router would decide to say anything"
+    return f"On {about['n']} stored answers (off-policy, doubly robust utility [95 %]): {said}."
 
 
 def policy_rows(report: dict[str, Any]) -> list[dict[str, Any]]:

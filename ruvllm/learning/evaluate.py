@@ -23,14 +23,18 @@ from ruvllm.learning.config import Config, load_config
 from ruvllm.learning.data import Array, Snapshot, features_for, load_snapshot
 from ruvllm.learning.fit import Material, Normaliser, forward, make_batch
 from ruvllm.learning.inputs import read_inputs
+from ruvllm.learning.off_policy import off_policy_report
 from ruvllm.learning.report import Contest, Report, Settings, importance_report, make_report
 from ruvllm.learning.routing import decision_times, route
 from ruvllm.learning.targets import Pairs, Targets, degenerate, make_targets, take
+from ruvllm.learning.traffic import Traffic, load_traffic
 from ruvllm.router.runtime import RouterRuntime
 
 
-def evaluate(snapshot: Snapshot, folder: Path, champion: Path | None, config: Config) -> Report:
-    """The report on the bundle in `folder`, which has to be the trainer's.
+def evaluate(
+    snapshot: Snapshot, folder: Path, champion: Path | None, config: Config, traffic: Traffic | None = None
+) -> Report:
+    """The report on the bundle in `folder`, which has to be the trainer's; `traffic` adds the off-policy estimate.
 
     Raises:
         BundleError: the bundle is not whole, or its golden vectors do not come out.
@@ -63,6 +67,8 @@ def evaluate(snapshot: Snapshot, folder: Path, champion: Path | None, config: Co
             RouterRuntime.load(folder, compact=True), contest, report, snapshot, targets
         )
     report["fallback"] = _fallback_report(runtime, contest, snapshot, targets)
+    if traffic is not None:
+        report["off_policy"] = off_policy_report(traffic, runtime, serving, settings.seed, settings.resamples)
     return {**report, "golden_max_error": torch_difference(runtime, checkpoint, material), "golden_n": len(every)}
 
 
@@ -174,10 +180,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--inputs", type=Path, help="inputs.json; stands for --champion")
     parser.add_argument("--champion", type=Path, help="the bundle that serves now")
     parser.add_argument("--timings", type=Path, help="where the times of a decision go")
+    parser.add_argument("--traffic", type=Path, help="stored answers, for the off-policy estimate; an empty file: none")
     given = parser.parse_args(arguments)
     single_thread()
     snapshot, config = load_snapshot(given.snapshot), load_config(given.params)
-    report = evaluate(snapshot, given.bundle, _champion_path(given), config)
+    report = evaluate(snapshot, given.bundle, _champion_path(given), config, _traffic(given.traffic))
     _write(given.out, report)
     _write(given.metrics, metrics_of(report))
     if given.timings is not None:
@@ -196,6 +203,13 @@ def _champion_path(given: argparse.Namespace) -> Path | None:
         raise LearningError("--champion and --inputs: got both, want one; inputs.json names the champion")
     inputs = read_inputs(given.inputs)
     return Path(given.inputs.parent / inputs.champion.path) if inputs.champion else None
+
+
+def _traffic(path: Path | None) -> Traffic | None:
+    """A pipeline always has the file; before the first answers there is nothing in it."""
+    if path is None or (path.is_file() and path.stat().st_size == 0):
+        return None
+    return load_traffic(path)
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:

@@ -20,6 +20,8 @@
     importance             places.<name>: utility lost on the held-out questions when the place is permuted (lost,
                            error) and the share of decisions that changed; flags: features that are constant or that
                            alone tell the label, the split or the night (feature, kind, why)
+    off_policy             what candidate and champion would have brought on stored traffic, see off_policy.py; absent
+                           where the run was given none
     golden_max_error       torch against the serving runtime on every question, n in golden_n
     warnings               what the reader must know
 

@@ -109,6 +109,17 @@ def test_gate_rejects_what_is_worse_and_accepts_what_is_much_better() -> None:
     assert passed == {"better": 60, "worse": 0}
 
 
+def test_gate_keeps_out_what_is_no_better_and_its_bound_is_one_sided() -> None:
+    world = World()
+    world.truth[:, 1] = world.truth[:, 0]  # two actions that bring the same
+    one, other = np.tile([1.0, 0.0, 0.0], (N, 1)), np.tile([0.0, 1.0, 0.0], (N, 1))
+    verdicts = [gate(world.log(seed), one, other, resamples=100, seed=seed) for seed in range(200)]
+    assert sum(verdict.accepted for verdict in verdicts) <= 19  # of 10 expected, three standard deviations above
+    assert all(verdict.difference.low < verdict.bound < verdict.difference.mean for verdict in verdicts)
+    between = (verdicts[0].difference.low + verdicts[0].bound) / 2  # a two-sided bound would refuse this margin
+    assert gate(world.log(0), one, other, margin=between, resamples=100, seed=0).accepted
+
+
 def test_gate_rejects_the_same_policy_and_too_few_rows() -> None:
     world = World()
     log = world.log(0)
