@@ -85,7 +85,7 @@ class TrainingConfig:
     learning_rate: float
     weight_decay: float
     dropout: float
-    curriculum: float
+    curriculum: float = 0.0  # so were networks trained whose stored settings do not name it
 
     def __post_init__(self) -> None:
         _want(self.steps >= self.check_every >= 1, "training.check_every", self.check_every, "1 to training.steps")

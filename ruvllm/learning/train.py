@@ -45,6 +45,24 @@ _SAMPLING_NOTE = (
 
 
 @dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a training starts from: the features as this router will see them, and the state that it starts on."""
+
+    material: Material
+    transforms: Transforms | None
+    ewc: Ewc | None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """A network as it was trained, and what was chosen for it; caution and calibration are not in its biases yet."""
+
+    network: RouterNetwork
+    chosen: Chosen
+
+
+@dataclass(frozen=True, eq=False)
 class Trained:
     """A calibrated network and what its bundle needs to say."""
 
@@ -60,7 +78,7 @@ class Trained:
 def train(
     snapshot: Snapshot, config: Config, ewc: Ewc | None = None, show: Progress = silent, work: Path | None = None
 ) -> Trained:
-    """Train on a snapshot's training rows. Deterministic on one torch thread.
+    """Train on a snapshot's training rows: the three stages one after another. Deterministic on one torch thread.
 
     With the folder `work` a run that was killed is taken up again: finished folds are kept there, and the last fit
     every few steps; it is emptied at the end.
@@ -68,25 +86,60 @@ def train(
     Raises:
         LearningError: too few rows, or the EWC state has other shapes.
     """
+    prepared = prepare(snapshot, config, ewc)
+    kept = work_folder(work, prepared, config)
+    trained = compress(prepared, learn(prepared, config, show, kept), config)
+    if kept is not None:
+        kept.remove()
+    return trained
+
+
+def prepare(snapshot: Snapshot, config: Config, ewc: Ewc | None = None) -> Prepared:
+    """First stage: fit transforms and scaling, or keep those of the EWC state, where that fits this snapshot.
+
+    Raises:
+        LearningError: too few rows.
+    """
     snapshot.require_training()
-    ewc, warnings = _usable(ewc, snapshot, config)
+    ewc, warnings = usable(ewc, snapshot, config)
     transforms, material = _material(snapshot, config, ewc)
-    kept = WorkFolder(work, purpose_of(snapshot, config, ewc)) if work is not None else None
+    return Prepared(material, transforms, ewc, tuple(warnings))
+
+
+def work_folder(folder: Path | None, prepared: Prepared, config: Config) -> WorkFolder | None:
+    """Where a training that may be killed keeps what it has finished."""
+    if folder is None:
+        return None
+    return WorkFolder(folder, purpose_of(prepared.material.snapshot, config, prepared.ewc))
+
+
+def learn(prepared: Prepared, config: Config, show: Progress = silent, kept: WorkFolder | None = None) -> Learned:
+    """Second stage: choose out of fold, then fit on every training row.
+
+    Raises:
+        LearningError: the EWC state has other shapes.
+    """
+    material, ewc = prepared.material, prepared.ewc
+    rows, seed = material.snapshot.train, config.training.seed
     chosen = choose(out_of_fold(material, config, show, kept), material, config)
-    network = new_network(material, snapshot.train, config, config.training.seed)
+    network = new_network(material, rows, config, seed)
     if ewc is not None:
         _start_from(network, ewc)
     saved = kept.last_fit() if kept is not None else None
-    fit(network, material, snapshot.train, config, chosen.steps, config.training.seed, ewc, saved=saved)
-    slim = _slim(network, material, config, ewc)
+    fit(network, material, rows, config, chosen.steps, seed, ewc, saved=saved)
+    return Learned(network, chosen)
+
+
+def compress(prepared: Prepared, learned: Learned, config: Config) -> Trained:
+    """Third stage: the network's bytes where the settings ask for them; caution and calibration go into the biases."""
+    material, network, chosen = prepared.material, learned.network, learned.chosen
+    slim = _slim(network, material, config, prepared.ewc)
     _apply(chosen, network)
     if slim is not None:
         _apply(chosen, slim)
-    warnings += [*degenerate(snapshot, material.targets), _SAMPLING_NOTE]
+    warnings = (*prepared.warnings, *degenerate(material.snapshot, material.targets), _SAMPLING_NOTE)
     compressed = in_bytes(slim) if slim is not None else None
-    if kept is not None:
-        kept.remove()
-    return Trained(network, chosen, material, transforms, tuple(warnings), ewc is not None, compressed)
+    return Trained(network, chosen, material, prepared.transforms, warnings, prepared.ewc is not None, compressed)
 
 
 def _slim(network: RouterNetwork, material: Material, config: Config, ewc: Ewc | None) -> RouterNetwork | None:
@@ -101,7 +154,7 @@ def _slim(network: RouterNetwork, material: Material, config: Config, ewc: Ewc |
     return sparse(network, go_on, config.compression)
 
 
-def _usable(ewc: Ewc | None, snapshot: Snapshot, config: Config) -> tuple[Ewc | None, list[str]]:
+def usable(ewc: Ewc | None, snapshot: Snapshot, config: Config) -> tuple[Ewc | None, list[str]]:
     """The state, unless it is of another ladder, encoder, layout or cell: then training starts anew and says so."""
     if ewc is None:
         return None, []
@@ -235,6 +288,11 @@ def metrics_of(trained: Trained) -> dict[str, Any]:
     }
 
 
+def write_metrics(trained: Trained, path: Path) -> None:
+    """train.json."""
+    path.write_text(json.dumps(metrics_of(trained), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, train, write."""
     parser = argparse.ArgumentParser(prog="python -m ruvllm.learning.train", description=__doc__)
@@ -252,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     inputs, ewc = _inputs(given)
     trained = train(snapshot, config, load_ewc(ewc) if ewc else None, say, given.work)
     write(trained, config, inputs, given.out)
-    given.metrics.write_text(json.dumps(metrics_of(trained), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_metrics(trained, given.metrics)
     say(1, 1, f"router {inputs.version} trained on {len(snapshot.train)} questions, {trained.chosen.steps} steps")
 
 

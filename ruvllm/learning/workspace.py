@@ -23,6 +23,7 @@ from typing import IO, Any
 from ruvllm.errors import LearningError
 from ruvllm.learning.command import heard
 from ruvllm.learning.inputs import Given, Inputs, read_inputs
+from ruvllm.learning.traffic import FILE
 from ruvllm.progress import Progress, silent
 from ruvllm.router.bundle import bundle_files, read_bundle
 from ruvllm.router.durable import replace_file, write_folder
@@ -76,6 +77,8 @@ def _fill(workspace: Path, snapshot: Path, champion: Path | None, ewc: Path | No
     for name in ("dvc.yaml", "params.yaml"):
         _copy(PROJECT_ROOT / name, workspace / name)
     _copy(snapshot, workspace / "snapshot.npz")
+    if not (workspace / FILE).exists():
+        replace_file(workspace / FILE, b"")  # no stored answers were given
     inputs = Inputs(
         version=version,
         created_at=_created_at(workspace, version),

@@ -18,6 +18,7 @@ from ruvllm.database import open_database
 from ruvllm.database.pool import Database
 from ruvllm.errors import ArtifactError, LearningError, RegistryError
 from ruvllm.learning import cycle as cycles
+from ruvllm.nightly import machine
 from ruvllm.nightly.consolidation import consolidate_champion, newest_state
 from ruvllm.settings import Settings
 from ruvllm.workplace import Workplace, open_workplace
@@ -26,7 +27,6 @@ Result = dict[str, Any]
 
 DAY_QUESTIONS = 24
 ORACLE_SECONDS_A_QUESTION = 2.0  # enrol enough questions for the budget even on a faster machine
-RESERVOIR = 2000
 MIN_TRAIN_ROWS, MIN_TEST_ROWS = 8, 3  # what the learner and the gates ask for
 _MISSING_NIGHT = "run the earlier steps of this cycle first (ruvllm cycle)"
 
@@ -169,24 +169,27 @@ def train(settings: Settings, cycle_id: str) -> Result:
     """Snapshot, then `dvc repro`: train the candidate and evaluate it."""
     from ruvllm.learning.replay import Reservoir
     from ruvllm.learning.snapshot import write_snapshot
+    from ruvllm.learning.traffic import FILE, read_traffic, save_traffic
     from ruvllm.learning.workspace import run_pipeline
 
     def work(place: Workplace) -> Result:
         workspace = folder(settings, cycle_id)
-        reservoir = Reservoir(place.database, RESERVOIR)
+        reservoir = Reservoir(place.database, settings.replay_capacity, by_domain=settings.replay_by_domain)
         snapshot = write_snapshot(
             settings, place.database, place.ladder, place.embedder.id, reservoir.keys(), cycle_id,
             workspace / "snapshot.npz",
         )  # fmt: skip
+        save_traffic(read_traffic(settings, place.database, place.ladder, place.embedder), workspace / FILE)
         champion = place.champion()
-        result = run_pipeline(
-            workspace,
-            snapshot.path,
-            champion.path if champion else None,
-            newest_state(place.database, workspace),
-            cycle_id,
-            progress.stage("Training and evaluating the router (dvc repro)"),
-        )
+        with machine.sampled(workspace / machine.FILE):
+            result = run_pipeline(
+                workspace,
+                snapshot.path,
+                champion.path if champion else None,
+                newest_state(place.database, workspace),
+                cycle_id,
+                progress.stage("Training and evaluating the router (dvc repro)"),
+            )
         reservoir.offer(_train_keys(place, cycle_id))
         return {
             "snapshot": snapshot.digest,
@@ -265,6 +268,7 @@ def propose(settings: Settings, cycle_id: str) -> Result:
             report={**_report(settings, place, cycle_id), **_decision_latency(trained["metrics"])},
             cycle_id=cycle_id,
             params={"snapshot": trained["snapshot"], "rows": trained["rows"], "dvc_lock": trained["dvc_lock"]},
+            machine=machine.read_samples(folder(settings, cycle_id) / machine.FILE),
         )
         return {
             "version": registered.version,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ruvllm.errors import LearningError
+from ruvllm.learning.config import Config, parse_config
 from ruvllm.learning.curriculum import competence, difficulty, row_weights
 from ruvllm.learning.data import features_for
 from ruvllm.learning.fake import fake_arrays, write_fake_snapshot
@@ -80,3 +81,9 @@ def test_a_curriculum_trains_another_network_and_none_the_same(material, with_pa
     plain = weights()
     assert np.array_equal(plain, weights(curriculum=0.0))
     assert not np.array_equal(plain, weights(curriculum=0.5))
+
+
+def test_a_network_from_before_the_setting_was_trained_without(config: Config) -> None:
+    stored = config.as_dict()
+    del stored["training"]["curriculum"]
+    assert parse_config(stored).training.curriculum == 0

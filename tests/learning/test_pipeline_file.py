@@ -12,13 +12,14 @@ import pytest
 import yaml
 
 from ruvllm.errors import LearningError
+from ruvllm.learning.stages import STAGES as PROGRAMS
 from ruvllm.reporting import plots
 from ruvllm.settings import PROJECT_ROOT
 from tests.registry.conftest import make_report
 
 STAGES: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "dvc.yaml").read_text())["stages"]
 PARAMS: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "params.yaml").read_text())
-GIVEN = {"snapshot.npz", "inputs.json"}  # what ruvllm/learning/workspace.py puts there
+GIVEN = {"snapshot.npz", "inputs.json", "traffic.npz"}  # what ruvllm/learning/workspace.py puts there
 
 
 def outputs(stage: dict[str, Any]) -> set[str]:
@@ -35,6 +36,14 @@ def test_commands_and_their_options_are_there(name: str) -> None:
     source = Path(spec.origin).read_text()
     for option in re.findall(r"--(\w+)", options):
         assert re.search(rf'"(--)?{option}"', source), option
+
+
+def test_the_pipeline_has_the_stages_of_the_specification() -> None:
+    assert list(STAGES) == ["features", "train", "compress", "evaluate", "figures"]  # the snapshot is given
+    for name in ("features", "train", "compress"):
+        assert f"ruvllm.learning.stages {name} " in STAGES[name]["cmd"]
+        named = set(re.findall(r"--(\w+)", STAGES[name]["cmd"]))
+        assert named == {"snapshot", "params", "inputs", *PROGRAMS[name][1]}
 
 
 def test_stages_read_what_is_given_or_made_before_and_name_what_they_make() -> None:

@@ -12,6 +12,8 @@ from ruvllm.learning.workspace import run_pipeline
 from ruvllm.router.runtime import RouterRuntime
 
 OUTPUTS = (
+    "features.npz",
+    "network.safetensors",
     "train.json",
     "report.json",
     "metrics.json",
