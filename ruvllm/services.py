@@ -127,7 +127,10 @@ def prefect_running(settings: Settings) -> Iterator[str]:
 
 @contextmanager
 def gateway_running(settings: Settings) -> Iterator[str]:
-    """The gateway's URL; a gateway that this started is stopped after the block."""
+    """The gateway's URL; a gateway that this started is stopped after the block. One elsewhere is left alone."""
+    if settings.gateway_url:
+        yield settings.gateway_url
+        return
     with _running(settings, "gateway"):
         yield urls(settings).gateway
 

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ruvllm.database.pool import Database
+from ruvllm.errors import ArtifactError
 from ruvllm.evaluation.table import report_markdown
 from ruvllm.registry import ledger
 from ruvllm.registry.gates import GateResult, Report, evaluate_gates, load_policy, table_markdown
 from ruvllm.registry.identities import PROMOTER, TRAINER, identity
 from ruvllm.registry.ledger import LedgerRow
-from ruvllm.registry.tracking import MODEL, acting, experiment_id, find_version, mlflow_session, tag_filter
+from ruvllm.registry.tracking import MODEL, acting, all_versions, experiment_id, mlflow_session, tag_filter
 from ruvllm.router.layout import N_FEATURES
 from ruvllm.router.manifest import Manifest
 from ruvllm.router.runtime import RouterRuntime
@@ -32,8 +34,19 @@ BUNDLE = "bundle"  # the artifact folder of a run that is promoted
 REPORT = "report.json"
 CANDIDATE = "candidate"
 FITS = ("ladder", "encoder_id", "layout_hash")  # routers that differ in one of these cannot answer the same questions
+_MOMENTS = 200  # of the machine, kept on a run; MLflow takes 1000 figures in a batch
 _DESCRIPTION = 5000  # characters that MLflow's column holds
 _MODEL_CODE = Path(__file__).with_name("pyfunc_model.py")
+
+
+class Moment(Protocol):
+    """A sample of the machine: figures by their name in MLflow."""
+
+    @property
+    def timestamp_ms(self) -> int: ...
+
+    @property
+    def figures(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,7 @@ class _Candidate:
     champion: str  # the version it was compared with, '' before the first promotion
     params: Mapping[str, Any]
     gates: tuple[GateResult, ...]
+    machine: tuple[Moment, ...] = ()
 
     @property
     def tags(self) -> dict[str, str]:
@@ -77,11 +91,16 @@ def register_candidate(
     report: Report,
     cycle_id: str,
     params: Mapping[str, Any] | None = None,
+    machine: Sequence[Moment] = (),
 ) -> Registered:
     """Log the bundle folder and its report, register them as a version, alias it `candidate`, tag it pending.
 
+    Args:
+        machine: what the machine did while the candidate was trained; the run's system metrics.
+
     Raises:
         BundleError: the folder is not a whole bundle.
+        ArtifactError: an artifact cannot be written, as on a full disk; no version was registered.
         RegistryError: MLflow refused or cannot be reached.
     """
     with database.transaction() as connection:
@@ -89,6 +108,7 @@ def register_candidate(
     runtime = RouterRuntime.load(bundle)  # files, layout and golden vectors
     with mlflow_session(settings, PROMOTER) as client:
         candidate = _candidate(client, bundle, runtime, report, cycle_id, params or {}, champion)
+        candidate = replace(candidate, machine=tuple(machine))
         version = _version_of(client, candidate) or _new_version(client, settings, candidate)
         _describe(client, version, candidate)
         uri = bundle_uri(client, version)
@@ -118,10 +138,15 @@ def how_to_approve(version: str) -> str:
 
 
 def has_comparable(client: MlflowClient, champion: LedgerRow | None, fits: Mapping[str, str]) -> bool:
-    """Whether there is a champion of the candidate's ladder, encoder and layout."""
+    """Whether there is a champion of the candidate's ladder, encoder and layout.
+
+    One that MLflow does not know (it was wiped) counts as comparable: without its figures the gate is inconclusive.
+    """
     if champion is None:
         return False
-    tags = find_version(client, champion.version).tags
+    tags = {str(version.version): version.tags for version in all_versions(client)}.get(champion.version, {})
+    if tags.get("bundle_sha256") != champion.sha256:
+        return True
     return all(tags.get(name) == fits.get(name) for name in FITS)
 
 
@@ -158,7 +183,8 @@ def _version_of(client: MlflowClient, candidate: _Candidate) -> ModelVersion | N
 def _new_version(client: MlflowClient, settings: Settings, candidate: _Candidate) -> ModelVersion:
     from mlflow.exceptions import MlflowException
 
-    with acting(identity(settings, TRAINER)):  # runs and artifacts are the trainer's, versions the promoter's
+    # runs and artifacts are the trainer's, versions the promoter's
+    with acting(identity(settings, TRAINER)), _writing(candidate.cycle_id):
         run_id = _run(client, experiment_id(client, settings), candidate)
         _log_figures(client, run_id, candidate)
         source, model_id = _log_model(run_id, candidate)
@@ -174,6 +200,18 @@ def _new_version(client: MlflowClient, settings: Settings, candidate: _Candidate
     with acting(identity(settings, TRAINER)):
         client.set_terminated(run_id)
     return version
+
+
+@contextmanager
+def _writing(cycle_id: str) -> Iterator[None]:
+    """MLflow hands a full disk on as it comes."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"artifacts of {cycle_id}: not written ({error}); free some space where MLflow keeps them and run the "
+            "night again, it goes on here"
+        ) from error
 
 
 def _run(client: MlflowClient, experiment: str, candidate: _Candidate) -> str:
@@ -200,6 +238,7 @@ def _log_figures(client: MlflowClient, run_id: str, candidate: _Candidate) -> No
     }
     metrics = [Metric(name, value, 0, 0) for name, value in _flat(json.loads(candidate.report))]
     client.log_batch(run_id, metrics[:1000], [Param(name, str(value)[:500]) for name, value in params.items()])
+    _log_machine(client, run_id, candidate.machine)
     digest = manifest.snapshot[:36]  # MLflow's column holds so many; the param has all of it
     if digest:
         dataset = Dataset(name="snapshot", digest=digest, source_type="postgres", source="learning.snapshots")
@@ -208,6 +247,20 @@ def _log_figures(client: MlflowClient, run_id: str, candidate: _Candidate) -> No
     client.log_text(run_id, json.dumps([gate.as_dict() for gate in candidate.gates], indent=2), "gates.json")
     client.log_text(run_id, table_markdown(candidate.gates), "gates.md")
     client.log_artifacts(run_id, str(candidate.bundle), BUNDLE)
+
+
+def _log_machine(client: MlflowClient, run_id: str, machine: Sequence[Moment]) -> None:
+    """As system metrics, thinned out to what one batch holds; a resumed night writes the same values again."""
+    from mlflow.entities import Metric
+
+    kept = machine[:: 1 + len(machine) // _MOMENTS]
+    figures = [
+        Metric(name, value, moment.timestamp_ms, step)
+        for step, moment in enumerate(kept)
+        for name, value in moment.figures.items()
+    ]
+    if figures:
+        client.log_batch(run_id, figures)
 
 
 def _log_model(run_id: str, candidate: _Candidate) -> tuple[str, str | None]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,13 +66,13 @@ def promote(settings: Settings, database: Database, version: str) -> LedgerRow:
     """
     rows = _history(database)
     current = rows[-1] if rows else None
-    if current is not None and current.version == version:
-        reconcile_alias(settings, database)
-        return current
     with mlflow_session(settings, PROMOTER) as client:
         candidate = _read_candidate(client, version)
-        _require_approved(candidate, rows)
         comparable = has_comparable(client, current, candidate.tags)
+    if current is not None and _is_of(candidate.version, candidate.tags, current):
+        reconcile_alias(settings, database)
+        return current
+    _require_approved(candidate, rows)
     try:
         gates = _judge(settings, candidate, current, comparable)
     except (GateError, BundleError) as error:
@@ -123,18 +123,38 @@ def rollback(settings: Settings, database: Database, by: str, reason: str) -> Le
 def reconcile_alias(settings: Settings, database: Database) -> str | None:
     """Point MLflow's alias at the ledger's champion where it does not; the champion's version, None before the first.
 
+    Promoters that do this at once end with the newest: each looks at the ledger again after it moved the alias.
+
     Raises:
-        RegistryError: MLflow cannot be reached, or does not know the version.
+        RegistryError: MLflow cannot be reached, does not know the version, or holds another router under its number.
     """
-    with database.transaction() as connection:
-        row = ledger.current(connection)
-    if row is None:
+    rows = _history(database)
+    if not rows:
         return None
     with mlflow_session(settings, PROMOTER) as client:
-        aliases = client.get_registered_model(MODEL).aliases
-        if str(aliases.get(CHAMPION)) != row.version:
-            client.set_registered_model_alias(MODEL, CHAMPION, row.version)
-    return row.version
+        while True:
+            _point(client, rows[-1])
+            seen, rows = rows, _history(database)
+            if rows[-1].id == seen[-1].id:
+                return rows[-1].version
+
+
+def _point(client: MlflowClient, row: LedgerRow) -> None:
+    """The alias at the version of `row`, which MLflow has to hold as the ledger knows it."""
+    version = find_version(client, row.version)
+    if not _is_of(str(version.version), version.tags, row):
+        raise RegistryError(
+            f"version {row.version}: bundle {version.tags.get('bundle_sha256', 'without a digest')[:12]} in MLflow, "
+            f"{row.sha256[:12]} in the ledger; MLflow was wiped or replaced, and the champion goes on from the ledger: "
+            "restore MLflow (ruvllm restore), or approve a new candidate"
+        )
+    if str(client.get_registered_model(MODEL).aliases.get(CHAMPION)) != row.version:
+        client.set_registered_model_alias(MODEL, CHAMPION, row.version)
+
+
+def _is_of(version: str, tags: Mapping[str, str], row: LedgerRow) -> bool:
+    """Whether a version of MLflow is the router of that row; numbers begin anew where MLflow was wiped."""
+    return version == row.version and tags.get("bundle_sha256") == row.sha256
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def gather(database: Database, cycle_id: str, report: Figures, links: Mapping[st
         why_not=str(promoted.get("why", "")),
         tiers=_groups(database, "tier", cycle_id),
         domains=_groups(database, "domain", cycle_id),
-        nights=_nights(database),
+        nights=every_night(database),
         policies=_result(done, "evaluate").get("policies", []),
         n_test=int(report.get("n_test", 0)),
         n_train=int(report.get("n_train", 0)),
@@ -75,7 +75,7 @@ def _groups(database: Database, by: str, cycle_id: str) -> list[Group]:
         return [Group(*row) for row in connection.execute(_GROUPS, {"cycle": cycle_id, "by": by})]
 
 
-def _nights(database: Database) -> list[Night]:
+def every_night(database: Database) -> list[Night]:
     """Every night so far, the oldest first, from the steps that are kept of it."""
     with database.transaction() as connection:
         rows = connection.execute(_NIGHTS).fetchall()

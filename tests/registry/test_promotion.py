@@ -15,6 +15,7 @@ import pytest
 
 from ruvllm.database.pool import Database
 from ruvllm.errors import BundleError, GateError, InputError, RegistryError
+from ruvllm.nightly.machine import read_samples, sampled
 from ruvllm.registry import ledger, promotion
 from ruvllm.registry.ledger import LedgerRow
 from ruvllm.registry.package import Registered, register_candidate
@@ -81,6 +82,24 @@ def test_a_candidate_is_registered_pending_with_its_gate_table(register: Registe
     assert str(candidate.version) == registered.version
     assert (run.info.status, run.data.params["rows"]) == ("FINISHED", "10")
     assert run.data.metrics["policies/fastgrnn/regret/utility/mean"] == 0.1
+
+
+def test_what_the_machine_did_in_training_is_on_the_run(
+    registry_settings: Settings,
+    database: Database,
+    bundles: tuple[Path, Path, Path],
+    report: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    with sampled(tmp_path / "system.json", every_s=0.001):
+        sum(range(1_000_000))
+    samples = read_samples(tmp_path / "system.json")
+    run_id = register_candidate(registry_settings, database, bundles[0], report, "night-1", machine=samples).run_id
+    with mlflow_session(registry_settings) as client:
+        kept = client.get_metric_history(run_id, "system/cpu_utilization_percentage")
+    assert 1 <= len(kept) <= 200
+    assert kept[0].timestamp == samples[0].timestamp_ms
+    assert all(0 <= each.value <= 100 for each in kept)
 
 
 def test_a_resumed_night_registers_nothing_twice(register: Register, registry_settings: Settings) -> None:
