@@ -33,7 +33,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 gemma_flag := $(if $(filter no,$(GEMMA)),,--accept-gemma-terms)
 
-.PHONY: help setup cycle test test-vllm check up down status lock clean
+.PHONY: help setup cycle test test-vllm check up down status lock audit clean
 .PHONY: bench bench-memory bench-router bench-attention bench-latency bench-gateway bench-night
 
 help: ## this list
@@ -79,7 +79,7 @@ bench-memory: setup ## measure memory beside other libraries; BENCH_FLAGS='--n 1
 bench-router: setup ## measure routing on public outcome sets: DATA=FOLDER of them; writes docs/router-outcomes.md and .png
 	@$(if $(DATA),,echo 'make bench-router: DATA is empty, want the folder that holds router/NAME.jsonl.gz' >&2; exit 1)
 	@.venv/bin/python -m pytest -m benchmark --data $(DATA) --keep $(BENCH_DIR)/router $(BENCH_FLAGS) \
-	  $(addprefix tests/benchmarks/router/,test_outcomes.py test_compression.py test_objectives.py test_decision.py test_offpolicy.py)
+	  $(addprefix tests/benchmarks/router/,test_outcomes.py test_compression.py test_objectives.py test_decision.py test_offpolicy.py test_online.py test_continual.py)
 	@.venv/bin/python -m tests.benchmarks.router.page $(BENCH_DIR)/router/results docs/router-outcomes.md
 
 bench-attention: setup ## measure attention on public sets: DATA=FOLDER of them; writes docs/attention.md
@@ -94,10 +94,13 @@ bench-latency: setup ## measure every tier's shape with blank weights, hours in 
 
 bench-gateway: setup ## load, overload and hot swap of the gateway; writes docs/gateway.md
 	@.venv/bin/python -m tests.benchmarks.serving.load --keep $(BENCH_DIR)/gateway $(BENCH_FLAGS)
-	@.venv/bin/python -m tests.benchmarks.memory.report $(BENCH_DIR)/gateway/results docs/gateway.md
+	@.venv/bin/python -m tests.benchmarks.serving.gateway_page $(BENCH_DIR)/gateway/results docs/gateway.md
 
 bench-night: setup ## views, the night's page and promoters at size: BENCH_FLAGS='--n 1000000'
 	@.venv/bin/python -m pytest -m benchmark --keep $(BENCH_DIR)/night $(BENCH_FLAGS) tests/benchmarks/night
+
+audit: ## known vulnerabilities of what is pinned, and a bill of materials (.ruvllm/audit); ends with 3 where the index is out of reach
+	@infra/audit.sh
 
 lock: ## write requirements/*.txt anew, with hashes
 	@infra/lock.sh
