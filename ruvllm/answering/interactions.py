@@ -118,10 +118,8 @@ class Interactions:
     def record(self, row: Interaction) -> None:
         """Store the interaction and its outbox row; a request id that is there already is left as it is."""
         values = {"asked_at": _now(), **row.values, "tenant": self.database.tenant}
-        with self.database.transaction() as connection:
-            stored = connection.execute(_INSERT, values).fetchone()
-            if stored is not None:
-                _enqueue(connection, stored[0], self.database.tenant, f"answer:{row.values['request_id']}")
+        values["key"] = _outbox_key(self.database.tenant, f"answer:{row.values['request_id']}")
+        self.database.write(lambda connection: connection.execute(_RECORD, values))
 
     def feedback(
         self, request_id: str, rating: int | None, correction: str | None, task_success: bool | None, writer: str
@@ -231,6 +229,12 @@ _INSERT = (
     f"INSERT INTO serving.interactions ({', '.join(_COLUMNS)}) VALUES ({_VALUES})"  # noqa: S608  # names above, no values
     " ON CONFLICT (tenant, request_id) DO NOTHING RETURNING id"
 )
+# Both rows by one statement, so that they are one transaction and one round trip; repeated, it does nothing.
+_RECORD = (
+    f"WITH stored AS ({_INSERT})"  # noqa: S608  # as above
+    " INSERT INTO serving.outbox (tenant, kind, interaction, idempotency_key)"
+    " SELECT %(tenant)s, 'score', id, %(key)s FROM stored ON CONFLICT (idempotency_key) DO NOTHING RETURNING id"
+)
 
 _ERROR_LIMIT = 1000  # characters of an error that are kept
 _AWAY = ("08", "53", "57", "58")  # connection lost, resources short, shutdown, the disk
@@ -263,8 +267,12 @@ def _enqueue(connection: Connection, interaction: int, tenant: str, key: str) ->
     connection.execute(
         "INSERT INTO serving.outbox (tenant, kind, interaction, idempotency_key) VALUES (%s, 'score', %s, %s)"
         " ON CONFLICT (idempotency_key) DO NOTHING",
-        (tenant, interaction, f"{tenant}:{key}"),
+        (tenant, interaction, _outbox_key(tenant, key)),
     )
+
+
+def _outbox_key(tenant: str, key: str) -> str:
+    return f"{tenant}:{key}"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from ruvllm.errors import DatabaseError
 
 _CONNECT_TIMEOUT_S = 5
 _WAIT_S = 30.0
+_READ_ONLY = ("transaction_read_only", "on")
 _CROSSED = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)  # another one's turn, then ours
 _T = TypeVar("_T")
 
@@ -87,7 +88,25 @@ class Database:
         Raises:
             DatabaseError: Postgres is down or went away.
         """
-        begin, whose = _settings(tuple(settings.items())), [tenant or self.tenant]
+        return self._at_once(_settings((_READ_ONLY, *settings.items())), send, tenant)
+
+    def write(self, send: Callable[[psycopg.Connection], psycopg.Cursor[_T]], tenant: str | None = None) -> list[_T]:
+        """The rows of the writing statement that `send` executes, committed; `tenant` as in `read`.
+
+        All of it is one round trip, where `transaction` takes four. `send` executes and does not fetch, and executed
+        twice it must leave behind what it leaves once (ON CONFLICT DO NOTHING): where a connection dies, it is called
+        again with another one, and nobody knows whether the first had committed. A constraint that refuses a row raises
+        psycopg's own error.
+
+        Raises:
+            DatabaseError: Postgres is down or went away; whether it was committed is unknown.
+        """
+        return self._at_once(_settings(()), send, tenant)
+
+    def _at_once(
+        self, begin: bytes, send: Callable[[psycopg.Connection], psycopg.Cursor[_T]], tenant: str | None
+    ) -> list[_T]:
+        whose = [tenant or self.tenant]
         with self._slot():
             connection, rows = self._sent(lambda connection: _rows(connection, begin, whose, send))
             self._keep(connection)
@@ -284,9 +303,9 @@ def _rows(
 
 @lru_cache(maxsize=64)
 def _settings(wanted: tuple[tuple[str, str], ...]) -> bytes:
-    """A statement that sets them, and as its parameter the tenant, for one transaction that only reads."""
+    """A statement that sets them, and as its parameter the tenant, for one transaction."""
     each = SQL("set_config({}, {}, true)")
-    more = [each.format(Literal(name), Literal(value)) for name, value in (("transaction_read_only", "on"), *wanted)]
+    more = [each.format(Literal(name), Literal(value)) for name, value in wanted]
     statement = SQL(", ").join([SQL("SELECT set_config('app.tenant', %s, true)"), *more])
     return statement.as_bytes()
 

@@ -101,7 +101,8 @@ class GatewayService:
     """One gateway's parts and threads. `warm` loads the models while the first requests come; `on_close` ends all.
 
     `outbox` says what waits to be settled; `take_in` makes waiting rows of bursts nodes and says how many still wait;
-    `models` says how each tier's process is; `make` opens another tenant's answerer.
+    `models` says how each tier's process is; `make` opens another tenant's answerer. Answers are settled every
+    `settle_every_s`.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class GatewayService:
         take_in: Callable[[], int] | None = None,
         models: Callable[[], Sequence[TierState]] = tuple,
         make: Callable[[str], Answering] | None = None,
+        settle_every_s: float = SETTLE_EVERY_S,
     ) -> None:
         self.answerer, self.database, self.settings = answerer, database, settings
         self.metrics = Metrics()
@@ -129,7 +131,7 @@ class GatewayService:
             BundleStore(settings.router_dir / "trial"), settings, answerer.ladder, self._check_candidate
         )
         self.tenants: Tenants[Answering] = Tenants(database.tenant, self._joined(database.tenant, answerer), self._made)
-        self._make = make
+        self._make, self._settle_every_s = make, settle_every_s
         self._runtime: RouterRuntime | None = None
         self._warm, self._on_close = warm, on_close
         self._outbox, self._take_in, self._models = outbox, take_in, models
@@ -149,7 +151,10 @@ class GatewayService:
         self.load_cached()
         self._threads = [
             threading.Thread(target=self._every, args=(seconds, work), name=name, daemon=True)
-            for name, seconds, work in (("sync", SYNC_EVERY_S, self.sync), ("settle", SETTLE_EVERY_S, self.settle))
+            for name, seconds, work in (
+                ("sync", SYNC_EVERY_S, self.sync),
+                ("settle", self._settle_every_s, self.settle),
+            )
         ]
         for thread in (*self._threads, threading.Thread(target=self.warm_up, name="warm", daemon=True)):
             thread.start()

@@ -51,6 +51,19 @@ def _due(database: Database) -> None:
         connection.execute("UPDATE serving.outbox SET retry_at = now()")
 
 
+def test_an_answer_is_stored_once_with_one_outbox_row(interactions: Interactions, database: Database) -> None:
+    for answer in ("first", "again"):  # a replay, or a statement that was sent again
+        interactions.record(
+            Interaction({**ROW, "request_id": "r1", "question": "what?", "answer": answer, "gold": None})
+        )
+    query = (
+        "SELECT i.answer, o.idempotency_key FROM serving.outbox o JOIN serving.interactions i ON i.id = o.interaction"
+    )
+    with database.transaction() as connection:
+        assert connection.execute(query).fetchall() == [("first", "default:answer:r1")]
+        assert connection.execute("SELECT count(*) FROM serving.interactions").fetchone() == (1,)
+
+
 @pytest.fixture
 def poisoned(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> Memory:
     """A memory whose encoder breaks over one text."""

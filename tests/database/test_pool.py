@@ -125,8 +125,8 @@ def test_a_read_cannot_write(database: Database) -> None:
 def counter(connection: psycopg.Connection) -> psycopg.Cursor[tuple[str]]:
     """Twice, it leaves what once leaves."""
     return connection.execute(
-        "INSERT INTO learning.replay_counter (tenant, seen) VALUES (current_setting('app.tenant'), 7) ON CONFLICT DO NOTHING"
-        " RETURNING tenant"
+        "INSERT INTO learning.replay_counter (tenant, seen) VALUES (current_setting('app.tenant'), 7)"
+        " ON CONFLICT DO NOTHING RETURNING tenant"
     )
 
 
@@ -148,17 +148,11 @@ def test_a_write_is_committed_for_its_tenant_alone(database: Database) -> None:
 
 
 def test_a_write_that_is_refused_leaves_nothing_and_its_connection_is_used_again(database: Database) -> None:
-    before = backend(database)
+    before, insert = backend(database), "INSERT INTO learning.replay_counter (tenant, seen) VALUES (%s, %s)"
     with pytest.raises(psycopg.errors.CheckViolation):
-        database.write(
-            lambda connection: connection.execute(
-                "INSERT INTO learning.replay_counter (tenant, seen) VALUES ('default', -1)"
-            )
-        )
+        database.write(lambda connection: connection.execute(insert, ("default", -1)))
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        database.write(
-            lambda connection: connection.execute("INSERT INTO learning.replay_counter (tenant, seen) VALUES ('b', 1)")
-        )
+        database.write(lambda connection: connection.execute(insert, ("b", 1)))
     assert counters(database) == []
     assert backend(database) == before
 
