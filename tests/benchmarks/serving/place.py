@@ -8,8 +8,12 @@ prints its address in a line and serves until it is ended. Memory, outbox, admis
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
+import threading
+import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,18 +24,21 @@ from ruvllm.answering.answer import Answerer, Perception
 from ruvllm.answering.interactions import Interactions
 from ruvllm.database.pool import Database
 from ruvllm.embedding import open_embedder
-from ruvllm.embedding.adapter import EmbeddingAdapter
+from ruvllm.embedding.adapter import EmbeddingAdapter, Floats, Role
 from ruvllm.embedding.fake import HashingEncoder
+from ruvllm.embedding.minilm import MiniLMEncoder
 from ruvllm.inference.llama_cpp import LlamaWorker
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.supervised import WorkerModel
 from ruvllm.inference.tiers import Ladder, Tier, load_catalogue
 from ruvllm.memory.replica import Replica, ReplicaOptions
 from ruvllm.memory.store import Memory
+from ruvllm.router.decision import N_TIERS
+from ruvllm.router.fake import write_random_bundle
 from ruvllm.router.store import BundleStore
 from ruvllm.serving.__main__ import listen
 from ruvllm.serving.app import create_app
-from ruvllm.serving.service import GatewayService
+from ruvllm.serving.service import SETTLE_EVERY_S, GatewayService
 from ruvllm.settings import Settings, load_settings
 from tests.benchmarks.serving.scripted import MS
 
@@ -49,7 +56,13 @@ def embedder_of(encoder: str, dim: int, settings: Settings) -> EmbeddingAdapter:
     return open_embedder(settings) if encoder == MINILM else EmbeddingAdapter(HashingEncoder(dim, encoder))
 
 
-def service(settings: Settings, database: Database, embedder: EmbeddingAdapter, start: Start) -> GatewayService:
+def service(
+    settings: Settings,
+    database: Database,
+    embedder: EmbeddingAdapter,
+    start: Start,
+    settle_every_s: float = SETTLE_EVERY_S,
+) -> GatewayService:
     """A gateway over the database; its `stop` closes what it opened."""
     memory = Memory(database, embedder, settings)
     replica = None
@@ -68,8 +81,46 @@ def service(settings: Settings, database: Database, embedder: EmbeddingAdapter, 
 
     store = BundleStore(settings.router_dir)
     return GatewayService(
-        answerer, database, store, settings, warm=pool.warm, on_close=close, outbox=interactions.outbox
+        answerer,
+        database,
+        store,
+        settings,
+        warm=pool.warm,
+        on_close=close,
+        outbox=interactions.outbox,
+        settle_every_s=settle_every_s,
     )
+
+
+class _Renamed:
+    """The real encoder's time with vectors that a made memory may be searched by; what is found means nothing."""
+
+    def __init__(self, encoder: MiniLMEncoder, id: str) -> None:
+        self._encoder, self.id, self.dimension = encoder, id, encoder.dimension
+
+    def encode(self, texts: Sequence[str], role: Role = "document") -> Floats:
+        return self._encoder.encode(texts, role)
+
+
+def bundles(settings: Settings, encoder_id: str) -> list[tuple[Path, str]]:
+    """Two routers with random weights: folder and digest."""
+    names = tuple(ladder().names) + ("",) * (N_TIERS - len(ladder().names))
+    found = []
+    for seed in range(2):
+        folder = settings.state_dir / "bundles" / uuid.uuid4().hex  # a bundle is never overwritten
+        sha256 = write_random_bundle(folder, version=f"router-{seed}", tiers=names, seed=seed, encoder_id=encoder_id)
+        found.append((folder, sha256))
+    return found
+
+
+def _swap(of: GatewayService, settings: Settings, encoder_id: str, every_s: float) -> None:
+    """Let two routers of the local cache decide in turn, each verified by its golden vectors before it does."""
+    store = BundleStore(settings.router_dir)
+    installed = [(store.install(folder, sha256), sha256) for folder, sha256 in bundles(settings, encoder_id)]
+    for path, sha256 in itertools.cycle(installed):
+        store.activate(sha256, path.name)
+        of.load_cached()
+        time.sleep(every_s)
 
 
 def scripted(settings: Settings) -> Start:
@@ -99,6 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--service-ms", type=float, default=0.0, help="that an answer takes")
     parser.add_argument("--no-replica", action="store_true")
+    parser.add_argument("--settle-s", type=float, default=SETTLE_EVERY_S, help="between two settlings of the outbox")
+    parser.add_argument("--swap-s", type=float, default=0.0, help="between two swaps through the local cache; 0: none")
+    parser.add_argument("--real-encoder", action="store_true", help="embed with MiniLM under the id of --encoder")
     chosen = parser.parse_args(arguments)
     os.environ[MS] = str(chosen.service_ms)
     settings = load_settings(
@@ -106,8 +160,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     embedder = embedder_of(chosen.encoder, chosen.dim, settings)
+    if chosen.real_encoder:
+        embedder = EmbeddingAdapter(_Renamed(MiniLMEncoder(), chosen.encoder))
     with listen("127.0.0.1", 0) as door:
-        of = service(settings, Database(chosen.dsn), embedder, scripted(settings))
+        of = service(settings, Database(chosen.dsn), embedder, scripted(settings), chosen.settle_s)
+        if chosen.swap_s:
+            threading.Thread(target=_swap, args=(of, settings, embedder.id, chosen.swap_s), daemon=True).start()
         print(f"http://127.0.0.1:{door.getsockname()[1]}", flush=True)
         uvicorn.Server(config(settings, of)).run(sockets=[door])
 
