@@ -37,7 +37,7 @@ _ONLY_QUALITY = LossConfig(
     model=0, context=0, quality=1, order=0, distil=0, tempered=1, top_k=1, utility=0, temperature=0, top_p=0,
     confidence=0, epsilon=0, weight_floor=1,
 )  # fmt: skip
-_EPSILON = 1e-9  # of utility: tiers this close are equally right
+_HALF = 0.5  # a score from here on is a success
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,16 +242,20 @@ class _Learner:
         return _utility(task, self.plan)[np.arange(len(task.test_x)), self._decided(task)]
 
     def accuracy(self, task: Task) -> float:
-        """Share of held-out rows whose decision brings as much as the best tier would."""
-        return float((self.utility(task) >= _utility(task, self.plan).max(axis=1) - _EPSILON).mean())
+        """Share of held-out outcomes, of every tier that was run, that are foreseen: success or not."""
+        known = np.isfinite(task.test_score)
+        return float(((self._quality(task) >= _HALF) == (task.test_score >= _HALF))[known].mean())
 
     def _decided(self, task: Task) -> NDArray[np.int64]:
         """By expected utility: quality as predicted, cost as each tier's mean on the task's training rows."""
-        with torch.no_grad():
-            logits = _logits(self.network, torch.as_tensor(task.test_x), self.tiers)
-        expected = torch.sigmoid(logits).double().numpy() - self.plan.exchange * np.nanmean(task.cost, axis=0)
+        expected = self._quality(task) - self.plan.exchange * np.nanmean(task.cost, axis=0)
         decided: NDArray[np.int64] = expected.argmax(axis=1)
         return decided
+
+    def _quality(self, task: Task) -> Wide:
+        with torch.no_grad():
+            logits = _logits(self.network, torch.as_tensor(task.test_x), self.tiers)
+        return torch.sigmoid(logits).double().numpy()
 
 
 def _logits(network: RouterNetwork, x: Tensor, tiers: int) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ from ruvllm.learning.outcomes.prices import fit_prices
 from ruvllm.learning.outcomes.records import OutcomeSet
 from ruvllm.learning.outcomes.splits import Split, groups_of, splits_of
 from ruvllm.router.transforms import fit_transforms
+from tests.benchmarks.router.kept import Kept, Pace
 
 Wide = NDArray[np.float64]
 Array = NDArray[np.float32]
@@ -80,10 +83,21 @@ class Ground:
 
 
 class Arena:
-    """One outcome set and its vectors; what all contenders share is made once a seed."""
+    """One outcome set and its vectors; what all contenders share is made once a seed.
 
-    def __init__(self, outcomes: OutcomeSet, embedding: Array, encoder_id: str) -> None:
+    `kept` has the predictions of an earlier run, `pace` hears of each.
+    """
+
+    def __init__(
+        self,
+        outcomes: OutcomeSet,
+        embedding: Array,
+        encoder_id: str,
+        kept: Kept | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         self.outcomes, self._embedding, self._encoder = outcomes, embedding, encoder_id
+        self._kept, self._pace = kept or Kept(None), pace
         self._grounds: dict[int, list[Ground]] = {}
         self._groups = groups_of(outcomes.queries)
 
@@ -96,6 +110,24 @@ class Arena:
 
     def predict(self, learner: Learner, view: str, seed: int) -> Predictions:
         """For every row that is tested, in the order of the set."""
+        if self._pace:
+            self._pace.begin()
+        key = (self._rows_digest, self._encoder, repr(learner), view, seed)
+        arrays, found = self._kept.once(key, lambda: vars(self._predicted(learner, view, seed)))
+        if self._pace:
+            self._pace.done(view, learner.name, found)
+        return Predictions(**arrays)  # type: ignore[arg-type]  # as they were kept
+
+    @cached_property
+    def _rows_digest(self) -> str:
+        """Of everything that a prediction depends on but the contender."""
+        outcomes, digest = self.outcomes, hashlib.sha256()
+        for array in (outcomes.score, outcomes.cost, outcomes.split, self._embedding):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update("\n".join(outcomes.queries).encode())
+        return digest.hexdigest()
+
+    def _predicted(self, learner: Learner, view: str, seed: int) -> Predictions:
         parts = [self._one(ground, learner, view, seed) for ground in self.grounds(seed)]
         rows, quality, price = (np.concatenate([getattr(p, n) for p in parts]) for n in ("rows", "quality", "price"))
         order = np.argsort(rows)

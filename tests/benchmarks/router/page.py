@@ -15,6 +15,7 @@ from typing import Any
 from tests.benchmarks.memory.report import page
 
 CURVES = "Mean score by tenth of the cost range"
+STREAM = "Cumulative regret along the stream"
 SHOWN = ("logistic regression", "k nearest neighbours", "gradient boosting", "plain MLP", "FastGRNN (ours)")
 _INTRODUCTION = """
 # Routing on public outcomes
@@ -33,6 +34,9 @@ between the cheapest and the best tier at tenths of the cost range; with two tie
 beside it.
 
 ![Quality against cost](router-outcomes.png)
+"""
+_ONLINE = """
+![Regret along a stream](router-online.png)
 """
 
 
@@ -58,6 +62,25 @@ def draw(wholes: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
+def draw_online(whole: dict[str, Any], path: Path) -> None:
+    """Cumulative regret against the number of queries answered, a line a contender."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    (table,) = [table for table in whole["tables"] if table["title"] == STREAM]
+    figure, panel = pyplot.subplots(figsize=(7.5, 4.6))
+    queries = [float(column) for column in table["columns"][1:]]
+    for name, *regret in table["rows"]:
+        panel.plot(queries, regret, linewidth=2.0 if "(ours)" in name else 1.0, label=name,
+                   linestyle="--" if name.startswith("paretobandit") else "-")  # fmt: skip
+    panel.set(xlabel="queries answered", ylabel="cumulative regret against the oracle")
+    panel.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Markdown and a figure from the results of the router benchmarks.")
     parser.add_argument("results", type=Path)
@@ -67,7 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not wholes:
         parser.error(f"{chosen.results} holds no results; run make bench-router DATA=FOLDER first")
     draw(wholes, chosen.page.with_suffix(".png"))
-    chosen.page.write_text(page(wholes, _INTRODUCTION), encoding="utf-8")
+    introduction = _INTRODUCTION
+    for whole in wholes:
+        if whole["name"] == "online":
+            draw_online(whole, chosen.page.with_name("router-online.png"))
+            introduction += _ONLINE
+    chosen.page.write_text(page(wholes, introduction), encoding="utf-8")
     return 0
 
 

@@ -1,7 +1,8 @@
 """Ten thousand updates over tasks that drift: what naive training, EWC, replay and both keep, beside joint training.
 
     python -m pytest -m benchmark tests/benchmarks/router/test_continual.py --data FOLDER --keep FOLDER --rounds 3
-    python -m tests.benchmarks.router.continual_page FOLDER/results docs/continual.md
+
+`make bench-router` runs it with the others and puts its tables on their page.
 
 `llmrouter_mix` by task and `paretobandit_k4` by domain. `--rounds` is the number of seeds: each is another order of the
 tasks, another division of their rows (seven tenths to train on) and another first network. The inputs are the default
@@ -106,9 +107,9 @@ def by_avalanche(
     arrays = {
         f"{place}.{part}": getattr(task, part)
         for place, task in enumerate(tasks)
-        for part in ("x", "score", "cost", "test_x", "test_score", "test_cost")
+        for part in ("x", "score", "test_x", "test_score")
     }
-    about = [len(tasks), plan.updates, plan.batch, plan.learning_rate, plan.weight_decay, plan.exchange, plan.penalty]
+    about = [len(tasks), plan.updates, plan.batch, plan.learning_rate, plan.weight_decay, plan.penalty]
     np.savez(given, about=np.array([*about, plan.capacity, seed]), allow_pickle=False, **arrays)
     script = Path(__file__).with_name("avalanche_peer.py")  # by its path: avalanche brings a package `tests` of its own
     command = [python, str(script), str(given), str(found)]
@@ -160,8 +161,9 @@ def _report(
     shown = [tuple(round(cell, 4) if isinstance(cell, float) else cell for cell in line) for line in lines]
     report.table(
         f"{name}: {len(tasks)} tasks, {Plan().updates:,} updates, {seeds} seeds", _COLUMNS, shown,
-        f"Accuracy: share of held-out queries (N = {sum(len(task.test_x) for task in tasks):,}) whose decision brings "
-        f"as much as the best tier. lambda, searched on the first {EARLIER} tasks alone: "
+        f"Accuracy: share of outcomes foreseen, success or not, of every tier on held-out queries "
+        f"(N = {sum(len(task.test_x) for task in tasks):,}), mean over tasks; utility: what the decisions at the end "
+        f"bring, quality less cost at the exchange rate. lambda, searched on the first {EARLIER} tasks alone: "
         f"{'; '.join(_said(method, found) for method, found in chosen.items())}. "
         f"All of it took {seconds:.0f} s, the searches in it.",
     )  # fmt: skip

@@ -2,11 +2,13 @@
 
     python -m pytest -m benchmark tests/benchmarks/router --data FOLDER --keep FOLDER --rounds 5
 
-`--rounds` is the number of seeds, `--contenders` names sets. Vectors are kept in the folder of `--keep`.
+`--rounds` is the number of seeds, `--contenders` names sets. Vectors and predictions are kept in the folder of --keep:
+a run that was killed is begun again and goes on where it was. It says after each prediction what the set still takes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +23,19 @@ from ruvllm.learning.outcomes.predictors import Learner
 from ruvllm.learning.outcomes.records import NO_SPLIT, OutcomeSet
 from ruvllm.learning.outcomes.splits import groups_of, splits_of
 from tests.benchmarks.memory.report import Report, conditions
-from tests.benchmarks.router.contest import OURS, RESAMPLES, VIEWS, Arena, Array, Measured, Wide, contenders, measure
+from tests.benchmarks.router.contest import (
+    OURS,
+    RESAMPLES,
+    VIEWS,
+    Arena,
+    Array,
+    Measured,
+    Wide,
+    contenders,
+    measure,
+    seeds_of,
+)
+from tests.benchmarks.router.kept import Kept, Pace
 from tests.benchmarks.router.page import CURVES
 from tests.benchmarks.router.sets import SETS, load
 
@@ -36,7 +50,14 @@ _COLUMNS = (
 
 @pytest.mark.parametrize("name", list(SETS))
 def test_set(
-    name: str, data: Path, cache: EmbeddingCache, seeds: int, out: Path, command: str, request: pytest.FixtureRequest
+    name: str,
+    data: Path,
+    keep: Path,
+    cache: EmbeddingCache,
+    seeds: int,
+    out: Path,
+    command: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     chosen = request.config.getoption("--contenders")
     if chosen and name not in chosen.split(","):
@@ -46,7 +67,9 @@ def test_set(
     report = Report(name, out)
     report.conditions = conditions(n=len(outcomes), seeds=seeds, command=command, notes="; ".join(outcomes.notes))
     _base_rates(report, outcomes)
-    arena = Arena(outcomes, embedding, cache.adapter.id)
+    wanted = [(v, c.name) for v in ("none", *VIEWS) for c in contenders(v) for _ in seeds_of(outcomes, c, seeds)]
+    pace = Pace(name, wanted, aloud(request.config))
+    arena = Arena(outcomes, embedding, cache.adapter.id, Kept(keep / "predictions"), pace)
     found = [measure(arena, learner, view, seeds) for view in ("none", *VIEWS) for learner in contenders(view)]
     _contest(report, outcomes, found)
     if len(outcomes.tiers) == 2:
@@ -56,6 +79,17 @@ def test_set(
     _calibration(report, arena, seeds)
     _targets(report, outcomes, found)
     assert (out / f"{name}.json").is_file()
+
+
+def aloud(config: pytest.Config) -> Callable[[str], None]:
+    """Prints a line at once, past pytest's capturing."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+
+    def tell(line: str) -> None:
+        with capture.global_and_fixture_disabled():  # type: ignore[union-attr]  # it is a part of pytest
+            print(line, flush=True)
+
+    return tell
 
 
 def unseen(outcomes: OutcomeSet) -> OutcomeSet:
