@@ -1,9 +1,10 @@
 """Tasks one after another, an update at a time: what each way of keeping old knowledge keeps. Knows nothing of files.
 
 The network, its Fisher information, the EWC state and the reservoir are the product's own (fastgrnn.py, fisher.py,
-ewc.py, replay.py); only the order of the rows is made here. An update is one step on a batch of the task at hand, and
-with replay on a batch of what the reservoir kept of earlier tasks beside it. A network starts knowing nothing, its
-inputs are scaled and reduced as the first task's rows say, and no method is told where a later task will lead.
+ewc.py, replay.py); only the order of the rows is made here. An update is one step on a batch, of as many rows for every
+method: rows of the task at hand, and with replay, as in the night, what the reservoir kept of earlier tasks too, each
+row as often. A network starts knowing nothing, its inputs are scaled and reduced as the first task's rows say, and no
+method is told where a later task will lead.
 """
 
 from __future__ import annotations
@@ -78,13 +79,13 @@ class Plan:
     """The same for every method. `stratified`: each task has the same share of the reservoir."""
 
     updates: int = 10_000
-    batch: int = 32
+    batch: int = 64  # rows
     learning_rate: float = 0.002
     weight_decay: float = 0.01
     exchange: float = 0.0  # lambda: quality that a unit of cost is worth
     penalty: float = 100.0
     decay: float = 0.95  # of the earlier tasks' Fisher information, once a task
-    capacity: int = 500
+    capacity: int = 2000  # rows of the reservoir, as Settings.replay_capacity
     stratified: bool = False
     fisher_rows: int = 200
     cell: Cell = field(default_factory=Cell)
@@ -183,17 +184,16 @@ class _Learner:
         self._past: list[Task] = []
 
     def take(self, tasks: Sequence[Task], steps: int) -> None:
-        """`steps` updates on the rows of `tasks`, with replay beside rows of the reservoir."""
+        """`steps` updates on the rows of `tasks`, each task as often; with replay on a task's and the reservoir's."""
         x = torch.as_tensor(np.concatenate([task.x for task in tasks]))
         score = torch.as_tensor(np.concatenate([task.score for task in tasks]), dtype=torch.float32)
-        even = torch.cat([torch.full((len(task.x),), 1 / len(task.x)) for task in tasks])  # each task as often
+        often = torch.cat([torch.full((len(task.x),), 1 / len(task.x)) for task in tasks])
+        if self.method.replay and len(self._x):
+            x, score = torch.cat([x, self._x]), torch.cat([score, self._score])
+            often = torch.ones(len(x))
         for _ in range(steps):
-            rows = torch.multinomial(even, self.plan.batch, replacement=True, generator=self._draw)
-            inputs, wanted = x[rows], score[rows]
-            if self.method.replay and len(self._x):
-                old = torch.randint(len(self._x), (self.plan.batch,), generator=self._draw)
-                inputs, wanted = torch.cat([inputs, self._x[old]]), torch.cat([wanted, self._score[old]])
-            self._step(inputs, wanted)
+            rows = torch.multinomial(often, self.plan.batch, replacement=True, generator=self._draw)
+            self._step(x[rows], score[rows])
 
     def _step(self, x: Tensor, score: Tensor) -> None:
         loss = quality_loss(_logits(self.network, x, self.tiers), score).mean()

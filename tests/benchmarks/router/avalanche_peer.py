@@ -3,7 +3,8 @@
     PYTHONPATH=. AVALANCHE_PYTHON tests/benchmarks/router/avalanche_peer.py GIVEN.npz FOUND.npz
 
 The network, its first weights, the loss and the optimiser are those of ruvllm/learning/outcomes/continual.py; what is
-kept of earlier tasks, and how, is avalanche's. It trains in epochs: as many a task as come nearest to our updates.
+kept of earlier tasks, and how, is avalanche's: with replay a step has half its rows of the memory. It trains in epochs:
+as many a task as come nearest to our updates.
 """
 
 from __future__ import annotations
@@ -59,17 +60,18 @@ def _accuracy(model: Qualities, task: dict[str, Any]) -> float:
 
 def _run(tasks: list[dict[str, Any]], about: Any, plugins: list[Any]) -> tuple[Any, float]:
     count, updates, batch, rate, decay = (float(value) for value in about[:5])
+    fresh = int(batch) // (2 if any(isinstance(each, ReplayPlugin) for each in plugins) else 1)  # rows of the task
     torch.manual_seed(int(about[7]))
     model = Qualities(int(about[7]), tasks[0]["score"].shape[1])
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     strategy = Naive(
         model=model, optimizer=optimiser, criterion=lambda logits, score: quality_loss(logits, score).mean(),
-        train_mb_size=int(batch), plugins=plugins, evaluator=None,
+        train_mb_size=fresh, plugins=plugins, evaluator=None,
     )  # fmt: skip
     stream = benchmark_from_datasets(train=[_dataset(task["x"], task["score"]) for task in tasks]).train_stream
     accuracy, began = np.full((len(tasks), len(tasks)), np.nan), time.perf_counter()
     for place, experience in enumerate(stream):
-        a_pass = -(-len(tasks[place]["x"]) // int(batch))
+        a_pass = -(-len(tasks[place]["x"]) // fresh)
         strategy.train_epochs = max(1, round(updates / count / a_pass))
         strategy.train(experience)
         accuracy[place] = [_accuracy(model, task) for task in tasks]
