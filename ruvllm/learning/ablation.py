@@ -167,7 +167,11 @@ def ablate(
 def _ablated(name: str, case: _Case | str, base: Wide, bootstrap: Bootstrap, folder: Path) -> Ablated:
     if isinstance(case, str):
         return Ablated(name, absent=case)
-    utilities = _utilities(case, _trained(case, folder))
+    try:
+        runtime = _trained(case, folder)
+    except LearningError as error:  # too little is left without the part: that says something of it, not nothing
+        return Ablated(name, absent=f"not trained: {error}")
+    utilities = _utilities(case, runtime)
     return Ablated(name, float(utilities.mean()), bootstrap.interval(utilities - base))
 
 

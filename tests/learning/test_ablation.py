@@ -1,5 +1,8 @@
 """The ablation trains without each part, pairs what comes out with the whole, and says what there is nothing of."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from ruvllm.errors import LearningError
@@ -43,20 +46,19 @@ def test_every_way_to_explore_is_played(found):
     assert all(each.regret >= 0 for each in found.exploring)
 
 
-def test_with_an_ewc_state_the_row_is_measured(first_night, tmp_path, with_params):
+def test_an_ewc_state_has_its_row_and_too_little_without_replay_is_said(first_night, tmp_path, with_params):
     single_thread()
     state = tmp_path / "ewc.safetensors"
     state.write_bytes(consolidate_bundle(first_night / "bundle", first_night / "snapshot.npz").state)
     quick = with_params(training={"steps": 20, "folds": 2}, evaluation={"resamples": 200})
-    found = ablate(load_snapshot(first_night / "snapshot.npz"), quick, load_ewc(state), seeds=1)
+    snapshot = load_snapshot(first_night / "snapshot.npz")
+    mostly_replayed = replace(snapshot, replayed=np.arange(len(snapshot.replayed)) >= 2)
+    found = ablate(mostly_replayed, quick, load_ewc(state), seeds=1)
     assert by_name(found, "without EWC").difference is not None
+    assert by_name(found, "replay").absent.startswith("not trained: snapshot: 2 training questions")
 
 
 def test_without_held_out_questions_there_is_nothing_to_compare(first_night, quick):
-    from dataclasses import replace
-
-    import numpy as np
-
     snapshot = load_snapshot(first_night / "snapshot.npz")
     with pytest.raises(LearningError, match="no held-out question"):
         ablate(replace(snapshot, split=np.zeros_like(snapshot.split)), quick)
