@@ -36,3 +36,17 @@ def calibration_error(expected: NDArray[np.float64], found: NDArray[np.float64],
     place = np.minimum((expected * bins).astype(int), bins - 1)
     gaps = np.bincount(place, weights=found - expected, minlength=bins)  # sums within each bin
     return float(np.abs(gaps).sum() / expected.size)
+
+
+def calibrated_error(expected: NDArray[np.float64], bins: int = 10, draws: int = 200, seed: int = 0) -> float:
+    """The 95th percentile of `calibration_error` were `expected` (n,) exactly right: the least that n rows can show.
+
+    Scores are drawn as successes, so for scores between 0 and 1 it is an upper bound. After Broecker and Smith 2007.
+
+    Raises:
+        LearningError: as `calibration_error`.
+    """
+    rng = np.random.default_rng(seed)
+    came = (rng.random((draws, len(expected))) < expected).astype(np.float64)
+    drawn = [calibration_error(expected, row, bins) for row in came]
+    return float(np.quantile(drawn, 0.95))
