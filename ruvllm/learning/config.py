@@ -85,7 +85,9 @@ class TrainingConfig:
     learning_rate: float
     weight_decay: float
     dropout: float
-    curriculum: float = 0.0  # so were networks trained whose stored settings do not name it
+    # networks whose stored settings do not name these were trained so
+    curriculum: float = 0.0
+    batch: int = 0
 
     def __post_init__(self) -> None:
         _want(self.steps >= self.check_every >= 1, "training.check_every", self.check_every, "1 to training.steps")
@@ -94,6 +96,7 @@ class TrainingConfig:
         _want(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "0 or more")
         _want(0 <= self.dropout < 1, "training.dropout", self.dropout, "0 to 1")
         _want(0 <= self.curriculum <= 1, "training.curriculum", self.curriculum, "0 to 1")
+        _want(self.batch == 0 or self.batch >= 32, "training.batch", self.batch, "0, or 32 or more")
 
 
 @dataclass(frozen=True)

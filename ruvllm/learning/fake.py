@@ -1,4 +1,4 @@
-"""Made-up snapshots for unit tests; never for a cycle or a benchmark. Knows nothing of models.
+"""Made-up snapshots for unit tests and for timing; never for a cycle or a figure of quality. Knows nothing of models.
 
 `determined`: three features say which tier answers and how much context it needs. `random`: outcomes that no feature
 tells anything about. `weak`: a feature tells a little, most questions are lost on both tiers.

@@ -164,7 +164,10 @@ def fit(
     after_step: Check | None = None,
     saved: Saved | None = None,
 ) -> None:
-    """Train the network in place on all rows at once, `steps` times; `check` is called every `check_every` steps.
+    """Train the network in place, `steps` times; `check` is called every `check_every` steps.
+
+    A step takes all rows at once; of more than `training.batch` sessions it draws so many, so that the time of a
+    training does not grow with what a router has seen.
 
     `weights` (m,) says how much each of `rows` counts, `penalty` is added to the loss, `after_step` sees the network
     after every step and may change its weights (a threshold, say). With `saved` the state is kept every `check_every`
@@ -176,9 +179,14 @@ def fit(
     draw = torch.Generator().manual_seed(seed)
     done = saved.load(network, optimiser, draw) if saved else 0
     pace = make_pace(material, batch.rows, round(training.curriculum * steps))
+    place = torch.cumsum(batch.valid.flatten(), 0).reshape(batch.valid.shape) - 1  # (S, T) of each turn in the lessons
     for step in range(done + 1, steps + 1):
-        keep = _dropout(batch.x, training.dropout, draw)
-        loss = total_loss(network, batch, pace(lessons, step), config, ewc, keep)
+        taken, wanted = batch, pace(lessons, step)
+        if 0 < training.batch < len(batch.valid):
+            sessions = torch.randint(len(batch.valid), (training.batch,), generator=draw)
+            taken, wanted = _of_sessions(batch, wanted, place, sessions)
+        keep = _dropout(taken.x, training.dropout, draw)
+        loss = total_loss(network, taken, wanted, config, ewc, keep)
         if penalty is not None:
             loss = loss + penalty(dict(network.named_parameters()))
         optimiser.zero_grad()
@@ -191,6 +199,13 @@ def fit(
                 saved.save(step, network, optimiser, draw)
             if check:
                 check(step, network)
+
+
+def _of_sessions(batch: Batch, lessons: Lessons, place: Tensor, sessions: Tensor) -> tuple[Batch, Lessons]:
+    """Some sessions and what is wanted of their rows."""
+    valid = batch.valid[sessions]
+    rows = place[sessions][valid]
+    return Batch(batch.x[sessions], valid, batch.rows[rows.numpy()]), lessons.of(rows)
 
 
 def make_pace(material: Material, rows: Rows, duration: int) -> Callable[[Lessons, int], Lessons]:

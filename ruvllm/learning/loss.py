@@ -10,7 +10,7 @@ utilities (distillation, Hinton et al. 2015).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,10 @@ class Lessons:
     quality: Tensor  # (m, 4) in [0, 1] with the label's bin, NaN where not run
     by_tier: Tensor  # (m, 4) utility with that bin, -1e9 where not run
     row_weight: Tensor  # (m,) mean 1; how much a row counts in everything
+
+    def of(self, rows: Tensor) -> Lessons:
+        """Those of some rows, in their order; weights as they were."""
+        return Lessons(**{entry.name: getattr(self, entry.name)[rows] for entry in fields(self)})
 
     def weighted(self, by: Array) -> Lessons:
         """The same with every row's weight multiplied; `by` (m,), not all 0."""

@@ -39,6 +39,13 @@ def test_questions_whose_features_tell_are_learned(config, tmp_path: Path):
     assert regret["oracle"] == 0
 
 
+def test_of_more_sessions_than_a_step_takes_each_comes_with_its_own_labels(with_params, tmp_path: Path):
+    few = with_params(training={"batch": 32, "steps": 120, "check_every": 20, "folds": 2})
+    _, report = judged(fake_arrays(120, 60, "determined"), few, tmp_path)
+    assert report["seen"]["accuracy_tier"] > 0.85
+    assert report["paired"]["best-fixed"]["utility"]["high"] < 0
+
+
 def test_where_features_tell_nothing_the_router_stays_by_the_best_fixed_choice(config, tmp_path: Path):
     worse = []
     for seed in (0, 1):
