@@ -13,6 +13,7 @@ import typer
 from ruvllm.commands.console import console, table
 from ruvllm.commands.shared import opened, showing
 from ruvllm.commands.verbs import Json, plainly, say, settings_here
+from ruvllm.errors import InputError
 
 if TYPE_CHECKING:
     from ruvllm.inference.judge.assessment import Agreement
@@ -47,6 +48,8 @@ def score(
     from ruvllm.inference.judge.labels import labels_said
 
     items = read_items(data)
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise InputError(f"--out {out}: want a file in a folder that is there; nothing was scored")
     with _judging(tier) as judging, showing(as_json, "Judging") as progress:
         judged, source = judging.score(items, progress), judging.source()
     if out is not None:
@@ -128,7 +131,6 @@ def _judging(tier: str | None) -> Iterator[Judging]:
 
 def _sets(paths: Sequence[Path]) -> dict[str, list[Item]]:
     """The items of each file under its name without its ending."""
-    from ruvllm.errors import InputError
     from ruvllm.inference.judge.files import read_items
 
     sets = {path.stem: read_items(path) for path in paths}
@@ -155,7 +157,15 @@ def _write(path: Path, judged: Sequence[Judged], source: LabelSource) -> None:
          "probabilities": each.verdict.probabilities, "reason": each.verdict.reason}
         for each in judged
     ]  # fmt: skip
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    from ruvllm.router.durable import replace_file
+
+    try:
+        replace_file(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror or error}; want a file in a folder that is there. The scores are kept: give "
+            "another --out, and nothing is scored again"
+        ) from error
 
 
 def _calibration(of: Calibration) -> dict[str, Any]:

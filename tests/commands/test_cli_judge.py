@@ -126,6 +126,12 @@ def test_a_bad_line_is_named_and_nothing_is_scored(door: Door, data: Path, line:
     assert said in door("score", "--data", str(data), code=1)
 
 
+def test_where_scores_cannot_be_written_nothing_is_scored(door: Door, data: Path, tmp_path: Path) -> None:
+    for out in (tmp_path / "away" / "scores.jsonl", tmp_path):
+        said = door("score", "--data", str(data), "--out", str(out), code=1)
+        assert "nothing was scored" in " ".join(said.split())
+
+
 def test_what_is_no_file_of_lines(door: Door, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
