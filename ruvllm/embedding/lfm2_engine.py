@@ -16,8 +16,8 @@ import numpy as np
 from ruvllm.embedding.adapter import Floats, Role
 from ruvllm.embedding.windows import windows
 from ruvllm.errors import InferenceError, InputError, ModelFileError
-from ruvllm.inference.engine import check_magic, extra_buffers, log_to_stderr
 from ruvllm.inference.halt import Halt
+from ruvllm.inference.loading import load
 
 PROMPTS: dict[Role, str] = {"query": "query: ", "document": "document: "}
 
@@ -34,24 +34,12 @@ class EncoderEngine:
 
         self._api: Any = api
         self._max_tokens = max_tokens
-        self._model = self._load(path, source or path)
+        self._model, self._log = load(api, path, source or path)
         self._vocab = api.llama_model_get_vocab(self._model)
         self._context = self._open(path, threads, pooling)
         self._batch = api.llama_batch_init(max_tokens, 0, 1)
         self.dimension = int(api.llama_model_n_embd(self._model))
         self._begin = [int(api.llama_vocab_bos(self._vocab))] if api.llama_vocab_get_add_bos(self._vocab) else []
-
-    def _load(self, path: Path, source: Path) -> int:
-        check_magic(path, source)
-        api = self._api
-        self._log = log_to_stderr(api)
-        api.llama_backend_init()
-        params = api.llama_model_default_params()
-        params.use_extra_bufts = extra_buffers(api)
-        model = api.llama_model_load_from_file(str(source).encode(), params)
-        if not model:
-            raise ModelFileError(f"model file {path.name}: llama.cpp cannot load it; put an intact one in its place")
-        return int(model)
 
     def _open(self, path: Path, threads: int, pooling: int) -> int:
         params = self._api.llama_context_default_params()

@@ -10,7 +10,6 @@ only reuse is: clear, restore a snapshot, append.
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,14 +20,12 @@ from numpy.typing import NDArray
 
 from ruvllm.errors import InferenceError, ModelFileError
 from ruvllm.inference.halt import Halt
-from ruvllm.inference.machine import amx_is_whole
+from ruvllm.inference.loading import load
 from ruvllm.inference.snapshots import Snapshot
 from ruvllm.inference.types import Segment
 
 N_BATCH = 512
 _ABORTED = 2  # llama_decode's answer when the abort callback said stop
-_DEBUG = 1
-_GGUF_MAGIC = b"GGUF"
 _OPENED = "one sequence, no flash attention, keys and values as halves, the window alone"  # as _open_context does
 _ENDLESS = Halt()
 
@@ -49,7 +46,7 @@ class Engine:
         self._api: Any = api
         self.n_ctx = n_ctx
         self._halt = Halt()
-        self._model = self._load(path, source or path)
+        self._model, self._log = load(api, path, source or path)
         self._vocab = api.llama_model_get_vocab(self._model)
         self.n_vocab: int = api.llama_vocab_n_tokens(self._vocab)
         # ctypes keeps no reference to a callback: lose ours and the next prefill calls freed memory.
@@ -61,18 +58,6 @@ class Engine:
         self._batch = api.llama_batch_init(N_BATCH, 0, 1)
         self._tokens: list[int] = []
         self._stopped = False
-
-    def _load(self, path: Path, source: Path) -> int:
-        check_magic(path, source)
-        api = self._api
-        self._log = log_to_stderr(api)
-        api.llama_backend_init()
-        params = api.llama_model_default_params()
-        params.use_extra_bufts = extra_buffers(api)
-        model = api.llama_model_load_from_file(str(source).encode(), params)
-        if not model:
-            raise ModelFileError(f"model file {path}: llama.cpp cannot load it; its log says why")
-        return int(model)
 
     def _open_context(self, path: Path) -> int:
         params = self._api.llama_context_default_params()
@@ -217,36 +202,3 @@ def _chunks(tokens: Sequence[int]) -> list[Sequence[int]]:
     pieces = -(-len(tokens) // N_BATCH)
     size = -(-len(tokens) // max(pieces, 1))
     return [tokens[i * size : (i + 1) * size] for i in range(pieces)]
-
-
-def extra_buffers(api: Any) -> bool:
-    """Whether llama.cpp may rearrange weights for the processor.
-
-    GCC 12 drops the tile configuration that ggml's AMX code writes, so a library built by it with AMX dies at the first
-    matrix product; infra/setup.sh builds one that does not. AMX is one of the extra buffer types. What rearranging is
-    worth stands in docs/latency.md, "Weights as in the file, and rearranged for this processor".
-    """
-    return b"AMX_INT8 = 1" not in api.llama_print_system_info() or amx_is_whole(Path(api.__file__).parent)
-
-
-def log_to_stderr(api: Any) -> object:
-    """Keep what it returns: ctypes keeps no reference to a callback."""
-    callback = api.llama_log_callback(_log)
-    api.llama_log_set(callback, ctypes.c_void_p(0))
-    return callback
-
-
-def _log(level: int, text: bytes, _: object) -> None:
-    """llama.cpp's words go to stderr, which is the worker's log file, without its chatter at debug level."""
-    if level > _DEBUG:
-        sys.stderr.write(text.decode(errors="replace"))
-
-
-def check_magic(path: Path, source: Path | None = None) -> None:
-    """Raises ModelFileError unless the file says that it is a GGUF."""
-    with (source or path).open("rb") as file:
-        magic = file.read(4)
-    if magic != _GGUF_MAGIC:
-        raise ModelFileError(
-            f'model file {path}: begins with {magic!r}, want {_GGUF_MAGIC!r}; run "ruvllm models pull"'
-        )

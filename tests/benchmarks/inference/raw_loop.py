@@ -17,7 +17,7 @@ from typing import Any
 import llama_cpp.llama_cpp as api
 import numpy as np
 
-from ruvllm.inference.engine import extra_buffers
+from ruvllm.inference.loading import extra_buffers
 
 _BATCH = 512
 _quiet = api.llama_log_callback(lambda *_: None)  # ctypes keeps no reference of its own
