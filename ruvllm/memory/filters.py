@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+import numpy as np
+
 from ruvllm.errors import InputError
 from ruvllm.memory.records import KINDS, TRUSTS
 
@@ -36,6 +38,10 @@ class Filter:
                 raise InputError(f"filter {name}: got {when.isoformat()} without a time zone, want one with it")
         if not 0.0 <= self.min_confidence <= 1.0:
             raise InputError(f"filter min_confidence: got {self.min_confidence}, want a number from 0 to 1")
+        if any("\x00" in word for word in (*self.domains, *self.tags, self.reader)):
+            raise InputError("filter domains, tags or reader: got a NUL, want text without NUL")
+        # as Postgres keeps it: what is too small for that is 0, not an error there
+        object.__setattr__(self, "min_confidence", float(np.float32(self.min_confidence)))
 
     @property
     def plain(self) -> bool:

@@ -275,6 +275,8 @@ class Memory:
     def _cleaned(self, node: NewNode) -> NewNode:
         if node.embedding is not None:
             self._check_vector(node.embedding, "embedding")
+        if any("\x00" in word for word in (node.source, node.domain, node.writer, *node.tags)):
+            raise InputError("source, domain, writer or tag: got a NUL, want text without NUL")
         return replace(node, text=clean_text(node.text, f"text of a {node.kind} from {node.source or 'no source'}"))
 
     def _add_batch(self, batch: Sequence[NewNode]) -> tuple[list[int], int]:

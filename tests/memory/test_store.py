@@ -12,6 +12,7 @@ from ruvllm.database.pool import Database
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.errors import EncoderMismatchError, InputError, TooLargeError
+from ruvllm.memory.filters import Filter
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.store import Memory
 from ruvllm.settings import Settings
@@ -79,6 +80,22 @@ def test_unacceptable_text_is_refused_before_anything_is_written(memory: Memory,
     with pytest.raises(InputError, match="text of a Document from atlas"):
         memory.add([NewNode("good"), NewNode(text, source="atlas")])
     assert memory.counts()["nodes"] == 0
+
+
+def test_what_postgres_cannot_hold_is_refused_in_every_word_and_filter(memory: Memory) -> None:
+    for bad in ({"tags": ("a\0b",)}, {"domain": "\0"}, {"source": "\0"}, {"writer": "\0"}):
+        with pytest.raises(InputError, match="got a NUL"):
+            memory.add([CITIES[1], replace(CITIES[0], **bad)])
+    assert memory.counts()["nodes"] == 0
+    for bad in ({"tags": ("a\0b",)}, {"domains": ("\0",)}, {"reader": "\0"}):
+        with pytest.raises(InputError, match="got a NUL"):
+            Filter(**bad)
+
+
+def test_the_least_confidence_a_filter_asks_for_may_be_smaller_than_a_single_holds(memory: Memory) -> None:
+    memory.add([CITIES[0]])
+    vector = memory.embedder.embed_one("city0")
+    assert len(memory.search(vector, 1, filter=Filter(min_confidence=5e-324))) == 1
 
 
 def test_limits_of_text_and_embedding(memory: Memory) -> None:

@@ -59,7 +59,7 @@ def test_a_key_opens_its_tenant_its_scopes_and_its_limits(settings: Settings, st
 
 def test_the_key_itself_is_nowhere_in_the_database(store: KeyStore, database_url: str) -> None:
     _, key = store.create("acme", name="editor")
-    secret = key.rsplit("-", 1)[-1]
+    secret = key[-43:]  # the part may hold a "-" itself
     with psycopg.connect(database_url) as connection:
         rows = connection.execute("SELECT k::text FROM serving.api_keys k").fetchall()
     assert len(rows) == 1
