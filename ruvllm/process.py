@@ -85,6 +85,13 @@ def stop(record_file: Path, timeout_s: float = 30.0) -> bool:
     return bool(leftover)
 
 
+def remember(record_file: Path, process: psutil.Process) -> None:
+    """Note which process it is, for `find` and `stop`; they take its session for its own, so it leads one."""
+    partial = record_file.with_suffix(".partial")
+    partial.write_text(json.dumps(vars(_Record.of(process))))
+    partial.replace(record_file)
+
+
 def find(record_file: Path) -> psutil.Process | None:
     """The living process that the file remembers."""
     record = _read(record_file)
@@ -199,9 +206,7 @@ def _spawn(service: Service) -> psutil.Process:
         setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGPIPE],
     )
     process = psutil.Process(pid)
-    partial = service.pid_file.with_suffix(".partial")
-    partial.write_text(json.dumps(vars(_Record.of(process))))
-    partial.replace(service.pid_file)
+    remember(service.pid_file, process)
     return process
 
 

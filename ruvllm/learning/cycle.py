@@ -9,12 +9,16 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
+
 from ruvllm.database.pool import Database
-from ruvllm.errors import LearningError
+from ruvllm.errors import DatabaseError, LearningError
+
+_RESTART_S, _AGAIN_S = 60.0, 0.5  # how long a night waits for a server that is restarted, looking how often
 
 
 @dataclass(frozen=True)
@@ -53,20 +57,60 @@ def open_cycle(database: Database) -> Cycle:
 
 
 @contextmanager
-def alone(database: Database) -> Iterator[None]:
+def alone(database: Database) -> Iterator[Callable[[], None]]:
     """No second night of this tenant within the block, on whichever machine; ends with its process, as by kill -9.
 
+    A server that is restarted forgets it: what is given, called before each step, takes it again.
+
     Raises:
-        LearningError: a night runs already.
+        LearningError: a night runs already; of the call too, where one began meanwhile.
     """
-    with database.owner() as connection:
-        key = f"ruvllm.nightly.night {database.tenant}"
+    with _Turn(database) as turn:
+        yield turn.confirm
+
+
+class _Turn:
+    """An advisory lock on a connection of its own."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._opened = ExitStack()
+
+    def __enter__(self) -> _Turn:
+        self._connection = self._take()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()  # the lock goes with the connection
+
+    def confirm(self) -> None:
+        try:
+            self._connection.execute("SELECT 1")
+        except psycopg.OperationalError:
+            self._connection = self._take_again(time.monotonic() + _RESTART_S)
+
+    def _take_again(self, deadline: float) -> psycopg.Connection:
+        """As soon as the server is back."""
+        while True:
+            try:
+                return self._take()
+            except DatabaseError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_AGAIN_S)
+
+    def _take(self) -> psycopg.Connection:
+        self._opened.close()
+        connection = self._opened.enter_context(self._database.owner())
+        key = f"ruvllm.nightly.night {self._database.tenant}"
         row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (key,)).fetchone()
         if row != (True,):
+            self._opened.close()
             raise LearningError(
-                f"a night of tenant {database.tenant} runs already; wait for it: its run is in Prefect (ruvllm status)"
+                f"a night of tenant {self._database.tenant} runs already; wait for it: its run is in Prefect "
+                "(ruvllm status)"
             )
-        yield  # the lock goes with the connection
+        return connection
 
 
 def find_cycle(database: Database, cycle_id: str) -> Cycle:

@@ -1,36 +1,25 @@
 """Runs the pipeline (dvc.yaml) in a folder of its own: snapshot to figures. Trains nothing itself.
 
-A second run with the same inputs does nothing; a run that was killed is taken up where dvc's lock says. dvc gets its
-settings, caches and locks inside the workspace and reaches no network.
+A second run with the same inputs does nothing; a run that was killed is taken up where dvc's lock says.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ruvllm.errors import LearningError
-from ruvllm.learning.command import heard
+from ruvllm.learning import dvc
 from ruvllm.learning.inputs import Given, Inputs, read_inputs
 from ruvllm.learning.traffic import FILE
 from ruvllm.progress import Progress, silent
 from ruvllm.router.bundle import bundle_files, read_bundle
 from ruvllm.router.durable import replace_file, write_folder
 from ruvllm.settings import PROJECT_ROOT
-
-_TAIL = 30  # lines of dvc's output that an error shows
-_KILL_AFTER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,16 +43,16 @@ def run_pipeline(
     """Train a candidate on `snapshot` and evaluate it beside the champion, as `dvc repro` in `workspace`.
 
     Raises:
-        LearningError: an input cannot be copied, or a stage failed; the message ends with dvc's last lines.
+        LearningError: an input cannot be copied, another process runs the pipeline in this workspace, or a stage
+            failed; the message ends with dvc's last lines.
         BundleError: the champion is not a whole bundle.
     """
     try:
-        _fill(workspace, snapshot, champion, ewc, version)
+        with dvc.ours(workspace):
+            _fill(workspace, snapshot, champion, ewc, version)
+            dvc.reproduce(workspace, progress)
     except OSError as error:
         raise LearningError(f"workspace {workspace}: {error}; free some space or mend its permissions") from error
-    if not (workspace / ".dvc" / "config").exists():
-        _dvc(workspace, ["init", "--no-scm", "--force", "--quiet"], silent)
-    _dvc(workspace, ["repro"], progress)
     metrics = json.loads((workspace / "metrics.json").read_text(encoding="utf-8"))
     timings = json.loads((workspace / "timings.json").read_text(encoding="utf-8"))
     lock = (workspace / "dvc.lock").read_bytes()
@@ -73,7 +62,6 @@ def run_pipeline(
 
 
 def _fill(workspace: Path, snapshot: Path, champion: Path | None, ewc: Path | None, version: str) -> None:
-    workspace.mkdir(parents=True, exist_ok=True)
     for name in ("dvc.yaml", "params.yaml"):
         _copy(PROJECT_ROOT / name, workspace / name)
     _copy(snapshot, workspace / "snapshot.npz")
@@ -119,68 +107,3 @@ def _place_ewc(path: Path, workspace: Path) -> Given:
     if not target.exists():
         replace_file(target, content)
     return Given(str(target.relative_to(workspace)), sha256)
-
-
-def _dvc(workspace: Path, arguments: list[str], progress: Progress) -> None:
-    """Run dvc, pass its lines on; whatever ends the call ends dvc and its stages too."""
-    command = [sys.executable, "-m", "dvc", *arguments]
-    tail: deque[str] = deque(maxlen=_TAIL)
-    with _started(command, workspace) as process:
-        assert process.stdout is not None
-        for line in _lines(process.stdout):
-            tail.append(line)
-            if (step := heard(line)) is not None:
-                progress(*step)
-        code = process.wait()
-    if code != 0:
-        raise LearningError(
-            f"dvc {arguments[0]} in {workspace} ended with code {code}; its last lines:\n" + "\n".join(tail)
-        )
-
-
-@contextmanager
-def _started(command: list[str], workspace: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process group of its own, so that dvc, its shell and the stage can be ended together."""
-    process = subprocess.Popen(
-        command, cwd=workspace, env=_environment(workspace), text=True, errors="replace", start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            _end(process)
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(_KILL_AFTER_S)
-            return
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def _environment(workspace: Path) -> dict[str, str]:
-    own = workspace / ".dvc" / "tmp"
-    return {
-        **os.environ,
-        "DVC_NO_ANALYTICS": "1",
-        "DVC_SITE_CACHE_DIR": str(own / "site"),
-        "DVC_GLOBAL_CONFIG_DIR": str(own / "config"),
-        "DVC_SYSTEM_CONFIG_DIR": str(own / "config"),
-        "PYTHONPATH": str(PROJECT_ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # `python` is ours
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def _lines(stream: IO[str]) -> Iterator[str]:
-    for line in stream:
-        yield line.rstrip()

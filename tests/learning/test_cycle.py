@@ -66,6 +66,29 @@ def test_two_nights_never_run_at_once(database, database_url):
     another.close()
 
 
+def test_a_night_whose_turn_the_server_forgot_takes_it_again_or_stops(database, database_url):
+    """A restarted server holds no lock; what is left of the first night may not go on beside a second one."""
+    other = Database(database_url)
+
+    def forget():
+        with database.owner() as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
+
+    with cycles.alone(database) as still_alone:
+        still_alone()
+        forget()
+        still_alone()
+        with pytest.raises(LearningError, match="runs already"), cycles.alone(other):
+            pass
+        forget()
+        with cycles.alone(other), pytest.raises(LearningError, match="runs already"):
+            still_alone()
+    other.close()
+
+
 def test_a_night_is_taken_up_by_its_id_unless_it_is_finished(database):
     cycle = cycles.open_cycle(database)
     assert cycles.resume_cycle(database, cycle.id).night == cycle.night
