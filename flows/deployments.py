@@ -19,6 +19,7 @@ from flows.maintain import maintain
 from flows.nightly import nightly
 from flows.promote import promote_approved
 from flows.propose import propose
+from flows.refine import refine
 from flows.report import report
 from flows.serve import serve as serve_champion
 from flows.train import train
@@ -26,6 +27,7 @@ from flows.weekly import health, maintain_weekly
 from ruvllm.settings import Settings, load_settings
 
 PROMOTE_EVERY = timedelta(minutes=5)
+REFINE_EVERY = timedelta(hours=1)  # a look at how much was rated since; most do nothing
 STEPS: tuple[Flow[..., Any], ...] = (
     collect, train, evaluate, propose, consolidate, maintain, serve_champion, report,
 )  # fmt: skip  # each alone, by hand, for one cycle
@@ -37,6 +39,7 @@ def schedules(settings: Settings) -> dict[str, tuple[Flow[..., Any], Schedule]]:
     return {
         "nightly": (nightly, Cron(settings.nightly_cron, timezone=zone)),
         "promote": (promote_approved, Interval(PROMOTE_EVERY)),
+        "refine": (refine, Interval(REFINE_EVERY)),
         "maintain-weekly": (maintain_weekly, Cron("0 4 * * 0", timezone=zone)),
         "health-weekly": (health, Cron("0 5 * * 1", timezone=zone)),
     }

@@ -53,17 +53,15 @@ def nightly(
         cycle_id: the unfinished night to take up; by default the one there is, or a new one.
     """
     settings = load_settings()
-    with night.alone(settings):
+    parts = (
+        (collect, (questions, budget_s, sample)), (train, ()), (evaluate, ()), (propose, ()), (promote, (approve_as,)),
+        (consolidate, ()), (maintain, ()), (serve, ()), (report, ()),
+    )  # fmt: skip
+    with night.alone(settings) as still_alone:
         cycle_id = night.begin(settings, cycle_id)
-        collect(cycle_id, questions, budget_s, sample)
-        train(cycle_id)
-        evaluate(cycle_id)
-        propose(cycle_id)
-        promote(cycle_id, approve_as)
-        consolidate(cycle_id)
-        maintain(cycle_id)
-        serve(cycle_id)
-        report(cycle_id)
+        for part, given in parts:
+            still_alone()
+            part(cycle_id, *given)
         return night.finish(settings, cycle_id)
 
 

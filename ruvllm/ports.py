@@ -67,7 +67,8 @@ def urls(settings: Settings) -> Urls:
     of = ports(settings)
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104  # compared, not bound
     mlflow = settings.mlflow_tracking_uri if has_remote_mlflow(settings) else f"http://127.0.0.1:{of.mlflow}"
-    return Urls(f"http://{host}:{of.gateway}", f"http://127.0.0.1:{of.prefect}", mlflow)
+    prefect = settings.prefect_api_url.rstrip("/").removesuffix("/api") or f"http://127.0.0.1:{of.prefect}"
+    return Urls(f"http://{host}:{of.gateway}", prefect, mlflow)
 
 
 def has_remote_mlflow(settings: Settings) -> bool:

@@ -93,10 +93,15 @@ def start_service(settings: Settings, name: str) -> None:
     """Start `name`, and Postgres where it needs it; does nothing where it runs already, or is the user's own."""
     if name == "postgres":
         database_url(settings)
-    elif not (name == "mlflow" and has_remote_mlflow(settings)):
+    elif not is_elsewhere(settings, name):
         if not is_running(settings, name):
             leave_taken_port(settings, name)
         process.start(_SERVICES[name](settings))
+
+
+def is_elsewhere(settings: Settings, name: str) -> bool:
+    """Whether a setting names one of the user's own, which is not ours to start or stop."""
+    return (name == "mlflow" and has_remote_mlflow(settings)) or (name == "prefect" and bool(settings.prefect_api_url))
 
 
 def stop_service(settings: Settings, name: str) -> None:
@@ -113,7 +118,7 @@ def is_running(settings: Settings, name: str) -> bool:
 
 
 def ensure_prefect(settings: Settings) -> str:
-    """Start Postgres and the Prefect server where they do not run; the URL of the server's API."""
+    """The URL of the server's API; Postgres and the server are started where they do not run and are ours."""
     start_service(settings, "prefect")
     return urls(settings).prefect_api
 
@@ -121,6 +126,9 @@ def ensure_prefect(settings: Settings) -> str:
 @contextmanager
 def prefect_running(settings: Settings) -> Iterator[str]:
     """The API's URL; a server that this started is stopped after the block. Postgres goes on running."""
+    if settings.prefect_api_url:
+        yield settings.prefect_api_url
+        return
     with _running(settings, "prefect"):
         yield urls(settings).prefect_api
 
@@ -183,6 +191,7 @@ def _prefect(settings: Settings) -> Service:
             **_environment(settings),
             **prefect_environment(settings),
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": prefect_database(settings),
+            "PREFECT_SERVER_UI_API_URL": f"http://{_LOCAL}:{port}/api",  # else the page asks port 4200
         },
         setting="RUVLLM_PREFECT_PORT",
     )
@@ -224,6 +233,7 @@ def _flows(settings: Settings) -> Service:
         env={
             **_environment(settings),
             **prefect_environment(settings),
+            **_prefect_key(settings),
             "PREFECT_API_URL": api,
             "PREFECT_RUNNER_SERVER_ENABLE": "true",
             "PREFECT_RUNNER_SERVER_HOST": _LOCAL,
@@ -259,6 +269,12 @@ def _environment(settings: Settings) -> dict[str, str]:
     return {**ours, **to_environment(settings)}
 
 
+def _prefect_key(settings: Settings) -> dict[str, str]:
+    """What the user's own server asks for; ours, on the loopback, asks for nothing."""
+    named = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY") if settings.prefect_api_url else ()
+    return {name: os.environ[name] for name in named if name in os.environ}
+
+
 def _log(settings: Settings, name: str) -> Path:
     return settings.run_dir / f"{name}.log"
 
@@ -272,7 +288,9 @@ def _status(settings: Settings, name: str) -> ServiceStatus:
     of = urls(settings)
     url = {"prefect": of.prefect, "mlflow": of.mlflow, "gateway": of.gateway}.get(name, "")
     note = ""
-    if name == "prefect" and settings.database_url:
+    if name == "prefect" and settings.prefect_api_url:
+        note = "your own, by RUVLLM_PREFECT_API_URL"
+    elif name == "prefect" and settings.database_url:
         note = "on sqlite, since DATABASE_URL is your own"
     if name == "mlflow" and has_remote_mlflow(settings):
         note = "your own, by MLFLOW_TRACKING_URI"

@@ -57,22 +57,28 @@ class Settings:
     confidence_floor: float = 0.0  # below it the fallback policy acts; 0: the bundle's own threshold
     collect_budget_s: float = 240.0  # oracle collection of a first night
     collect_budget_later_s: float = 75.0  # of the nights after it, which only add to the oracle
+    collect_workers: int = 0  # Dask workers that share a night's collection; 0: this process does it
+    dask_scheduler: str = ""  # "tls://HOST:8786" where the workers run elsewhere; empty: they are started here
     replay_capacity: int = 2000  # oracle questions of earlier nights that training sees again
     replay_by_domain: bool = False  # every domain the same share of them, however often it is asked about
     nightly_cron: str = "0 2 * * *"
     timezone: str = "UTC"
     alert_webhook_file: str = ""  # holds the address that late, failed and stuck runs call; empty: nobody is called
     host: str = "127.0.0.1"
+    answer_cache: bool = False  # a question close to a well-answered one gets its answer; first: ruvllm cache calibrate
+    judge: bool = False  # while nobody asks, the largest tier here scores answers of which nobody said anything
     access: str = "auto"  # auto | open | keys: who may ask the gateway (ruvllm/serving/keys.py)
     queue: int = 8  # requests that may wait for a model
     queue_tokens: int = 16384  # prompt tokens that may wait for a model
     key_concurrency: int = 4  # requests at once of a key that says nothing else
     spool_mb: int = 64  # of answers kept on disk while Postgres is away; 0: none is kept
     probe_key_file: str = ""  # holds the API key with which a night asks the gateway, where that wants one
+    console: bool = True  # the page /console of the gateway; it holds no data, and asks with its reader's own key
     log_prompts: bool = False  # questions and answers in the gateway's log, where a request's privacy level is public
     otel_endpoint: str = ""  # OTLP over HTTP, "http://127.0.0.1:4318/v1/traces"; empty: no spans are made
     gateway_url: str = ""  # of the gateway that a night asks, where that runs elsewhere; empty: this checkout's own
     gateway_port: int = 0  # 0: chosen once for this checkout and kept in the state directory
+    prefect_api_url: str = ""  # of a Prefect server of your own, "http://HOST:4200/api"; empty: this checkout's own
     prefect_port: int = 0
     mlflow_port: int = 0
     mlflow_tracking_uri: str = ""  # empty: sqlite and local artifacts in the state directory
@@ -111,6 +117,7 @@ class Settings:
         _between("recycle_growth", self.recycle_growth, 1.05, 100.0)
         _between("threads", self.threads, 0, 256)
         _between("search_k", self.search_k, 1, 64)
+        _between("collect_workers", self.collect_workers, 0, 1024)
         _between("replay_capacity", self.replay_capacity, 16, 1_000_000)
         _between("latency_weight", self.latency_weight, 0.0, 100.0)
         _between("cost_weight", self.cost_weight, 0.0, 100.0)
@@ -126,8 +133,9 @@ class Settings:
             _between(port, getattr(self, port), 0, 65535)
         for seconds in ("deadline_s", "collect_budget_s", "collect_budget_later_s"):
             _between(seconds, getattr(self, seconds), 1.0, 86400.0)
-        if self.gateway_url and not self.gateway_url.startswith(("http://", "https://")):
-            raise SettingsError(f"RUVLLM_GATEWAY_URL: got {self.gateway_url!r}, want http://HOST:PORT or https://…")
+        for url in ("gateway_url", "prefect_api_url"):
+            if (got := getattr(self, url)) and not got.startswith(("http://", "https://")):
+                raise SettingsError(f"{_variable(url)}: got {got!r}, want http://HOST:PORT or https://…")
         if not self.tenant.strip():
             raise SettingsError("RUVLLM_TENANT: got an empty name, want the tenant's name, for example 'default'")
 

@@ -224,6 +224,17 @@ def test_a_remote_mlflow_is_not_started(small: Settings) -> None:
     assert "your own" in status["mlflow"].note
 
 
+def test_a_prefect_server_elsewhere_is_neither_started_nor_stopped(small: Settings) -> None:
+    elsewhere = replace(small, prefect_api_url="https://prefect.example/api")
+    services.up(elsewhere)
+    assert not services.is_running(elsewhere, "prefect")
+    assert "your own" in {each.name: each for each in services.status(elsewhere)}["prefect"].note
+    assert services.ensure_prefect(elsewhere) == services.urls(elsewhere).prefect_api == "https://prefect.example/api"
+    with services.prefect_running(elsewhere) as url:
+        assert url == "https://prefect.example/api"
+    assert not services.is_running(elsewhere, "prefect")
+
+
 def test_what_ran_before_goes_on_running(small: Settings) -> None:
     with services.gateway_running(small):
         assert services.is_running(small, "gateway")
@@ -267,6 +278,8 @@ def test_a_real_prefect_server_on_our_postgres(prefect_api: str) -> None:
     flow = httpx.post(f"{prefect_api}/flows/", json={"name": "probe"})
     assert flow.status_code == 201
     assert "probe" in {flow["name"] for flow in httpx.post(f"{prefect_api}/flows/filter", json={}).json()}
+    page = httpx.get(f"{prefect_api.removesuffix('/api')}/ui-settings").json()
+    assert page["api_url"] == prefect_api  # whatever its port: the page asks this server, not the one at 4200
 
 
 def test_the_default_ports_are_the_usual_ones() -> None:

@@ -40,6 +40,7 @@ from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.prompt import PROMPT_VERSION, assemble, build
 from ruvllm.inference.tiers import Ladder, Tier, cost
 from ruvllm.inference.types import ROUTED_BINS, Model, NestedGeneration, Sampling
+from ruvllm.learning.shares import WHOLE, Share
 from ruvllm.progress import Progress, silent
 from ruvllm.router.layout import LAYOUT
 from ruvllm.router.live import Live
@@ -130,8 +131,10 @@ class Oracle:
             self._enrol_one(question, cycle_id, runtime)
         return len(fresh)
 
-    def collect(self, cycle_id: str, budget_s: float, progress: Progress = silent) -> OracleReport:
-        """Run what is missing of the enrolled questions, oldest first, until `budget_s` is spent.
+    def collect(
+        self, cycle_id: str, budget_s: float, progress: Progress = silent, share: Share = WHOLE
+    ) -> OracleReport:
+        """Run what is missing of the share's enrolled questions, oldest first, until `budget_s` is spent.
 
         Raises:
             InferenceError: a model could not be brought to answer.
@@ -139,13 +142,13 @@ class Oracle:
         """
         JudgeStore(self.database).retract()  # a question whose judge was refused since waits for labels again
         waiting: queue.SimpleQueue[_Query] = queue.SimpleQueue()
-        enrolled = self._pending(cycle_id)
+        enrolled = [query for query in self._pending(cycle_id) if share.has(query.key)]
         pending = [query for query in enrolled if self._has_label(query.gold)]
         self._skip(NO_LABEL, len(enrolled) - len(pending))  # of nights whose judge was accepted then
         for query in pending:
             waiting.put(query)
         tally = _Tally(len(pending), budget_s, progress)
-        lanes = max(1, min(_MAX_LANES, os.cpu_count() or 1, len(pending)))
+        lanes = max(1, min(share.lanes or _MAX_LANES, os.cpu_count() or 1, len(pending)))
         with ThreadPoolExecutor(lanes, thread_name_prefix="oracle") as executor:
             for lane in [executor.submit(self._lane, waiting, cycle_id, tally) for _ in range(lanes)]:
                 lane.result()

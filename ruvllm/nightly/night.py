@@ -18,7 +18,7 @@ from ruvllm.database import open_database
 from ruvllm.database.pool import Database
 from ruvllm.errors import ArtifactError, LearningError, RegistryError
 from ruvllm.learning import cycle as cycles
-from ruvllm.nightly import machine
+from ruvllm.nightly import collecting, machine
 from ruvllm.nightly.consolidation import consolidate_champion, newest_state
 from ruvllm.settings import Settings
 from ruvllm.workplace import Workplace, open_workplace
@@ -26,8 +26,6 @@ from ruvllm.workplace import Workplace, open_workplace
 Result = dict[str, Any]
 
 DAY_QUESTIONS = 24
-ORACLE_SECONDS_A_QUESTION = 2.0  # enrol enough questions for the budget even on a faster machine
-MIN_TRAIN_ROWS, MIN_TEST_ROWS = 8, 3  # what the learner and the gates ask for
 _MISSING_NIGHT = "run the earlier steps of this cycle first (ruvllm cycle)"
 
 
@@ -40,10 +38,10 @@ def begin(settings: Settings, cycle_id: str = "") -> str:
 
 
 @contextmanager
-def alone(settings: Settings) -> Iterator[None]:
-    """No second night within the block; see `learning/cycle.py`."""
-    with _opened(settings) as database, cycles.alone(database):
-        yield
+def alone(settings: Settings) -> Iterator[Callable[[], None]]:
+    """No second night within the block; call what is given before each step. See `learning/cycle.py`."""
+    with _opened(settings) as database, cycles.alone(database) as still_alone:
+        yield still_alone
 
 
 @contextmanager
@@ -131,38 +129,14 @@ def _day_figures(place: Workplace, cycle_id: str) -> Result:
 
 def collect(settings: Settings, cycle_id: str, budget_s: float | None = None, sample: int | None = None) -> Result:
     """Run the oracle on this night's sample within its budget; `sample` questions at most."""
-    from ruvllm.corpus.questions import oracle_sample
-    from ruvllm.learning.oracle import Oracle
 
     def work(place: Workplace) -> Result:
-        night = cycles.find_cycle(place.database, cycle_id).night
-        budget = budget_s or (settings.collect_budget_s if night == 1 else settings.collect_budget_later_s)
-        oracle = Oracle(settings, place.database, place.perception, place.ladder)
-        n = sample or int(budget / ORACLE_SECONDS_A_QUESTION)
-        oracle.enrol(oracle_sample(night, n), cycle_id, place.champion())
+        oracle = collecting.oracle_of(place)
+        budget = collecting.enrol(oracle, place, cycle_id, budget_s, sample)
         report = oracle.collect(cycle_id, budget, progress.stage("Collecting oracle outcomes"))
-        _require_enough(oracle.complete(), budget)
-        return {
-            "queries": report.queries,
-            "runs": report.runs,
-            "waiting": report.remaining,
-            "seconds": round(report.seconds, 1),
-            "prefix_saving": round(1 - report.model_seconds / report.cold_seconds, 3) if report.cold_seconds else None,
-            "labels": report.labels,
-            "skipped": dict(report.skipped),
-        }
+        return collecting.collected(oracle, report, budget)
 
     return _step(settings, cycle_id, "collect", work)
-
-
-def _require_enough(complete: dict[str, int], budget: float) -> None:
-    """A collection too small to learn from is not done: the next run of the night goes on with it."""
-    if complete.get("train", 0) < MIN_TRAIN_ROWS or complete.get("test", 0) < MIN_TEST_ROWS:
-        raise LearningError(
-            f"oracle: {complete.get('train', 0)} training and {complete.get('test', 0)} held-out questions after "
-            f"{budget:.0f} s, want at least {MIN_TRAIN_ROWS} and {MIN_TEST_ROWS}; run the cycle again, it goes on "
-            "from here, or give it more time (ruvllm cycle --budget SECONDS)"
-        )
 
 
 def train(settings: Settings, cycle_id: str) -> Result:

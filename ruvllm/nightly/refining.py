@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ruvllm.database import open_database
 from ruvllm.errors import ArtifactError, LearningError, RegistryError
 from ruvllm.learning.traffic import FILE, Traffic, read_traffic, save_traffic
 from ruvllm.nightly.consolidation import newest_state
@@ -62,6 +63,19 @@ def refine_champion(settings: Settings, every: int = EVERY, small: Small | None 
         version = f"{_PREFIX}-{_night_of(base.name)}-{int(traffic.interaction.max())}"
         made = _make(place, base, traffic, version)
         return {**made, **_review(settings, place, made, small)}
+
+
+def refine_where_served(settings: Settings, every: int = EVERY, small: Small | None = None) -> Result:
+    """What a schedule calls: as `refine_champion`, and nothing where no router was ever promoted."""
+    database = open_database(settings)
+    try:
+        with database.transaction() as connection:
+            served = ledger.current(connection)
+    finally:
+        database.close()
+    if served is None:
+        return {"refined": False, "why": "no router was promoted yet"}
+    return refine_champion(settings, every, small)
 
 
 def _base(place: Workplace) -> Path:

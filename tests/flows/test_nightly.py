@@ -1,13 +1,24 @@
-"""A real night on a real Prefect server, with a handful of questions, the packaged models and a real registry."""
+"""A real night on servers that stand apart, with a handful of questions and the packaged models.
+
+Postgres, Prefect and MLflow are processes of their own, the latter two on Postgres, as in infra/compose; flows and
+gateway are what `make up` starts beside them.
+"""
 
 from __future__ import annotations
 
 import json
+import time
 
+import httpx
 import pytest
+from prefect.client.orchestration import get_client
 
+from ruvllm import services
+from ruvllm.database.dsn import sqlalchemy_url
 from ruvllm.learning import cycle as cycles
 from ruvllm.registry import ledger
+from ruvllm.registry.promotion import CHAMPION
+from ruvllm.registry.tracking import MODEL, mlflow_session
 from ruvllm.settings import load_settings
 
 QUESTIONS = 3
@@ -16,9 +27,21 @@ BUDGET_S = 600.0  # a bound, not a wait
 
 
 @pytest.fixture
-def night_environment(prefect_client, empty_database_url, tmp_path, monkeypatch):
-    """The environment that a night reads its settings from."""
+def mlflow_elsewhere(postgres, tmp_path):
+    """The URL of an MLflow server whose database is Postgres and whose artifacts only it can reach."""
+    store = sqlalchemy_url(postgres.create_database("mlflow_elsewhere"))
+    host = load_settings({}, state_dir=tmp_path / "mlflow-host", mlflow_tracking_uri=store)
+    services.start_service(host, "mlflow")
+    yield f"http://127.0.0.1:{services.ports(host).mlflow}"
+    services.stop_service(host, "mlflow")
+
+
+@pytest.fixture
+def night_environment(prefect_client, mlflow_elsewhere, empty_database_url, tmp_path, monkeypatch):
+    """The environment that this process and those of `up` read their settings from."""
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_elsewhere)
+    monkeypatch.setenv("RUVLLM_PREFECT_API_URL", prefect_client)
     monkeypatch.setenv("RUVLLM_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("RUVLLM_ACCEPT_GEMMA_TERMS", "true")
     monkeypatch.setenv("RUVLLM_LADDER", "packaged")
@@ -26,6 +49,17 @@ def night_environment(prefect_client, empty_database_url, tmp_path, monkeypatch)
     monkeypatch.setenv("RUVLLM_SEARCH_K", "2")  # short contexts: the models are real and slow
     monkeypatch.setenv("RUVLLM_MAX_TOKENS", "8")
     return load_settings()
+
+
+@pytest.fixture
+def up(night_environment):
+    """`make up` beside the servers that stand apart; its deployments are taken back from the Prefect server."""
+    services.up(night_environment)
+    yield night_environment
+    services.down(night_environment)
+    with get_client(sync_client=True) as client:
+        for deployment in client.read_deployments():
+            client.delete_deployment(deployment.id)
 
 
 @pytest.fixture
@@ -39,10 +73,9 @@ def small_corpus(monkeypatch):
     monkeypatch.setattr("ruvllm.corpus.corpus_nodes", lambda: nodes)
 
 
-def test_a_night_that_was_stopped_goes_on_and_its_champion_answers_over_http(night_environment, small_corpus):
+def test_a_night_that_was_stopped_is_taken_up_by_the_flows_of_make_up(night_environment, small_corpus, request):
     settings = night_environment
     from flows.collect import collect
-    from flows.nightly import nightly
     from ruvllm.nightly import night
     from ruvllm.workplace import open_workplace
 
@@ -51,8 +84,13 @@ def test_a_night_that_was_stopped_goes_on_and_its_champion_answers_over_http(nig
     with open_workplace(settings) as place:
         asked = _count(place, "serving.interactions WHERE cycle_id IS NOT NULL")
         runs = _count(place, "learning.oracle_runs")
-    result = nightly(questions=QUESTIONS, budget_s=BUDGET_S, approve_as="tester", sample=SAMPLE)
+    request.getfixturevalue("up")
+    assert {each.name for each in services.status(settings) if each.note.startswith("your own")} == {
+        "postgres", "prefect", "mlflow",
+    }  # fmt: skip
+    _run_deployed(settings, questions=QUESTIONS, budget_s=BUDGET_S, approve_as="tester", sample=SAMPLE)
 
+    result = night.results(settings)
     steps = result["steps"]
     assert result["cycle_id"] == cycle_id
     assert steps["promote"]["promoted"], steps["promote"]
@@ -72,7 +110,25 @@ def test_a_night_that_was_stopped_goes_on_and_its_champion_answers_over_http(nig
     assert champion.version == steps["serve"]["router_version"]
     assert row.sha256 == champion.sha256
     assert row.cycle_id == cycle_id
+    ready = httpx.get(f"{services.urls(settings).gateway}/readyz", trust_env=False).json()
+    assert ready["router_version"] == champion.version  # the gateway that went on running
+    with mlflow_session(settings) as client:
+        assert str(client.get_registered_model(MODEL).aliases[CHAMPION]) == row.version
+    assert not (settings.state_dir / "mlflow" / "mlflow.db").exists()
     json.dumps(result)  # what a script reads
+
+
+def _run_deployed(settings, **parameters):
+    """A run of the deployment, made as a form makes it, and done by the process that serves the flows."""
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("nightly/nightly")
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        ends = time.monotonic() + BUDGET_S
+        while not (run := client.read_flow_run(run.id)).state.is_final():
+            assert time.monotonic() < ends, f"still {run.state}"
+            time.sleep(0.5)
+    log = (settings.run_dir / "flows.log").read_text()
+    assert run.state.is_completed(), f"{run.state}\n{log[-3000:]}"
 
 
 def _count(place, table):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from prefect import flow
+from prefect.exceptions import ParameterTypeError
 
+from flows.refine import refine
 from flows.steps import step
 from flows.weekly import health
 from ruvllm.errors import GateError, LearningError, RegistryError
-from ruvllm.nightly import weekly
+from ruvllm.nightly import refining, weekly
 
 
 def test_health_fails_and_names_what_is_wrong(prefect_client, monkeypatch):
@@ -40,3 +42,18 @@ def test_what_can_pass_by_itself_is_tried_again(prefect_client, error, tries):
     with pytest.raises(type(error)):
         one_step()
     assert len(calls) == tries
+
+
+def test_refinement_waits_for_a_first_champion(prefect_client, empty_database_url, tmp_path, monkeypatch):
+    """An installation whose first night is still to come is not alarmed every hour."""
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    monkeypatch.setenv("RUVLLM_STATE_DIR", str(tmp_path / "state"))
+    assert refine() == {"refined": False, "why": "no router was promoted yet"}
+
+
+def test_refinement_passes_on_who_approves_small_changes(prefect_client, monkeypatch):
+    monkeypatch.setattr(refining, "refine_where_served", lambda _, every, small: {"every": every, "small": small})
+    assert refine(50)["small"] is None
+    assert refine(50, "night-watch", 0.1) == {"every": 50, "small": refining.Small("night-watch", 0.1)}
+    with pytest.raises(ParameterTypeError):
+        refine.validate_parameters({"most_changed": 2.0})
