@@ -24,10 +24,10 @@ _LINE_EVERY_S = 10.0
 
 
 class Bars:
-    """A reporter: a bar a stage on a terminal; in a log or CI a line every ten seconds."""
+    """A reporter on stderr (stdout is for results): a bar a stage on a terminal; in a log a line every ten seconds."""
 
     def __init__(self) -> None:
-        self._live = console.is_terminal
+        self._live = errors.is_terminal
         self._bars = RichProgress(
             TextColumn("{task.description:<46}"),
             BarColumn(bar_width=24),
@@ -35,7 +35,7 @@ class Bars:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[note]:.40}"),
-            console=console,
+            console=errors,
             disable=not self._live,
         )
 
@@ -70,7 +70,7 @@ class _Lines:
         now = time.monotonic() - self._started
         if done >= total or now - self._last >= _LINE_EVERY_S:
             self._last = now
-            print(f"  {self._name}: {done}/{total or '?'}  {now:5.0f} s  {note[:60]}", file=sys.stdout, flush=True)
+            print(f"  {self._name}: {done}/{total or '?'}  {now:5.0f} s  {note[:60]}", file=sys.stderr, flush=True)
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:

@@ -55,10 +55,11 @@ def charts(report: NightReport) -> dict[str, str]:
         made["accuracy"] = draw("accuracy", lambda axes: _accuracy(axes, report))
     if report.tenths:
         made["calibration"] = draw("calibration", lambda axes: _calibration(axes, report.tenths))
-    return {**made, **_trends(report.nights)}
+    return {**made, **trends(report.nights)}
 
 
-def _trends(nights: Sequence[Night]) -> dict[str, str]:
+def trends(nights: Sequence[Night]) -> dict[str, str]:
+    """What is drawn of all nights together, as far as there are figures, by name."""
     made: dict[str, str] = {}
     if any(night.regret for night in nights):
         made["regret-trend"] = draw("regret-trend", lambda axes: _trend(axes, nights, "utility regret", _regret_of))
