@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from ruvllm import __version__
-from ruvllm.commands import analysts, backup, flows, judge, keys, memory, models, registry, router, vllm
+from ruvllm.commands import analysts, backup, cache, flows, judge, keys, memory, models, registry, router, vllm
 from ruvllm.commands.console import Bars, console, errors, table
 from ruvllm.commands.verbs import Json, plainly, say, settings_here
 from ruvllm.progress import reporting
@@ -32,6 +32,7 @@ db_app.add_typer(analysts.app, name="analyst")
 app.add_typer(registry.app, name="registry")
 app.add_typer(router.app, name="router")
 app.add_typer(judge.app, name="judge")
+app.add_typer(cache.app, name="cache")
 app.add_typer(vllm.app, name="vllm")
 app.add_typer(flows.app, name="flows")
 app.add_typer(keys.app, name="keys")

@@ -23,6 +23,7 @@ from ruvllm.answering.interactions import Interaction, Interactions
 from ruvllm.answering.offering import Offer
 from ruvllm.answering.perception import Perception
 from ruvllm.answering.privacy import Level, level
+from ruvllm.answering.recall import CACHE, Recall, Recalled, Recited, fits, may_recall
 from ruvllm.answering.sessions import Session, Sessions, key_of, trimmed
 from ruvllm.answering.streaming import AnswerStream
 from ruvllm.errors import (
@@ -109,13 +110,14 @@ class _Run:
     used: tuple[int, ...] = ()
     began: float = 0.0  # of the generation
     ttft_ms: float | None = None
+    recalled: Recalled | None = None  # what memory answers in a tier's place
 
 
 class Answerer:
     """Answers questions with the promoted router, or by the declared cold-start rule before there is one.
 
     `spool` keeps what Postgres cannot take; `trial` gives the candidate of the moment and `shadow` takes what it would
-    have decided (request id, decision): a gateway sets them.
+    have decided (request id, decision): a gateway sets them. `recall` gives answers again; None: never.
     """
 
     def __init__(
@@ -126,11 +128,13 @@ class Answerer:
         interactions: Interactions,
         runtime: RouterRuntime | None = None,
         seed: int | None = None,
+        recall: Recall | None = None,
     ) -> None:
         self.settings, self.pool, self.perception, self.interactions = settings, pool, perception, interactions
         self.ladder: Ladder = pool.ladder
         self.live = Live(interactions.database, tiers=self.ladder.names)
         self.sessions = Sessions()
+        self._recall = recall
         self.spool: Spooling | None = None
         self.trial: Callable[[], Trial | None] = lambda: None
         self.shadow: Callable[[str, Decision], None] = lambda request_id, decision: None
@@ -194,7 +198,9 @@ class Answerer:
             InferenceError: every tier that was allowed failed.
         """
         with self._in_flight.one_more():
-            run = self._begun(ask)
+            run = self._recalling(self._begun(ask))
+            if run.recalled is not None:
+                return self._ended(run, self._recited(run, run.recalled).generation)
             return self._ended(run, self._with_a_tier(run, lambda model, *asked: model.generate(*asked)))
 
     def stream(self, ask: Ask) -> AnswerStream:
@@ -208,16 +214,24 @@ class Answerer:
         """
         with ExitStack() as opened:
             opened.enter_context(self._in_flight.one_more())
-            run = self._begun(ask)
+            run = self._recalling(self._begun(ask))
             counted = opened.pop_all()
         return AnswerStream(
             run.decision,
             tuple(run.hits),
-            speaker=lambda: self.ladder.names[run.tier],
-            open=lambda hold: self._with_a_tier(run, lambda *asked: self._first_piece(run, hold, *asked)),
+            speaker=lambda: self._speaker(run),
+            open=lambda hold: self._told(run, hold),
             end=lambda generation: self._ended(run, generation),
             over=counted.close,
         )
+
+    def _told(self, run: _Run, hold: Callable[[Stream], None]) -> Iterator[str]:
+        if run.recalled is None:
+            return self._with_a_tier(run, lambda *asked: self._first_piece(run, hold, *asked))
+        stream = self._recited(run, run.recalled)
+        hold(stream)
+        run.ttft_ms = run.clock.total()
+        return iter(stream)
 
     def _first_piece(
         self, run: _Run, hold: Callable[[Stream], None], model: Model, prompt: Prompt, sampling: Sampling, left: float
@@ -279,6 +293,15 @@ class Answerer:
             forced_bin=checked_bin(run.ask.forced_bin),
         )
 
+    def _recalling(self, run: _Run) -> _Run:
+        """With the answer that memory gives in a tier's place, where it has one that may be given."""
+        if self._recall is not None and may_recall(run.ask):
+            with run.clock.stage("recall"):
+                found = self._recall.look(run.ask.question, run.hits)
+            if found is not None and fits(run.ask, found.text):
+                run.recalled, run.decision = found, replace(run.decision, decided_by=CACHE)
+        return run
+
     def _search(self, vector: Vector, ask: Ask, degraded: list[str]) -> list[Hit]:
         try:
             return self.perception.search(vector, ask.writer)
@@ -338,14 +361,22 @@ class Answerer:
         )
         return several_lines(self.ladder.tiers[run.tier], sampling) if ask.lines else sampling
 
+    def _recited(self, run: _Run, recalled: Recalled) -> Recited:
+        run.used, run.began = (recalled.node,), time.perf_counter()
+        return Recited(recalled.text)
+
+    def _speaker(self, run: _Run) -> str:
+        return self.ladder.names[run.tier] if run.recalled is None else CACHE
+
     def _ended(self, run: _Run, generation: Generation) -> Answer:
         run.clock.took("generate", run.began)
-        self._offer.saw(run.tier, generation)
+        if run.recalled is None:
+            self._offer.saw(run.tier, generation)
         tier = self.ladder.tiers[run.tier]
         answer = Answer(
             request_id=run.ask.request_id,
             text=generation.text,
-            tier=tier.name,
+            tier=self._speaker(run),
             context_bin=run.context_bin,
             decision=run.decision,
             generation=generation,
@@ -411,6 +442,8 @@ class Answerer:
         It is also where what is known of users and history is read anew, out of every request's way.
         """
         self.live.refresh_if_old()
+        if self._recall is not None:
+            self._recall.refresh_if_old()
         return self.interactions.settle(self.perception.memory, limit)
 
     def feedback(

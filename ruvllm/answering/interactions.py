@@ -22,6 +22,7 @@ from psycopg import Connection, OperationalError
 from psycopg.rows import dict_row
 
 from ruvllm.answering.privacy import MARK
+from ruvllm.answering.recall import CACHE
 from ruvllm.database.pool import Database
 from ruvllm.errors import DatabaseError, InputError, NotFoundError
 from ruvllm.evaluation.qa import score_answer
@@ -207,7 +208,8 @@ def _settle_row(memory: Memory, connection: Connection, row: dict[str, object]) 
             "UPDATE serving.interactions SET quality = %s, quality_source = %s WHERE id = %s",
             (quality, source, row["interaction"]),
         )
-        keep_experience(connection, int(str(row["interaction"])))
+        if row["decided_by"] != CACHE:  # no tier is to be praised or blamed
+            keep_experience(connection, int(str(row["interaction"])))
     connection.execute(
         "UPDATE serving.outbox SET outcome = %s, node = %s, done_at = now(), attempts = attempts + 1,"
         " last_error = NULL WHERE id = %s",
@@ -242,7 +244,7 @@ _AWAY = ("08", "53", "57", "58")  # connection lost, resources short, shutdown, 
 # The due row that has waited longest; one that another process works on is left to it.
 _NEXT = """
     SELECT o.id AS outbox, i.id AS interaction, i.question, i.history, i.answer, i.gold, i.domain, i.used, i.writer,
-           i.session_id, i.turn, i.degraded, o.idempotency_key AS key
+           i.session_id, i.turn, i.degraded, i.decided_by, o.idempotency_key AS key
     FROM serving.outbox o JOIN serving.interactions i ON i.id = o.interaction
     WHERE o.done_at IS NULL AND (o.attempts = 0 OR o.retry_at <= now())
     ORDER BY o.id LIMIT 1 FOR UPDATE OF o SKIP LOCKED
@@ -340,6 +342,8 @@ def _kept(
         return WriteBack("skipped", None, f"{marks[0]}: nothing of it becomes memory")
     if (given := _correction(connection, row)) is not None:
         return _write_correction(memory, connection, row, given)
+    if row["decided_by"] == CACHE:
+        return WriteBack("skipped", None, "it came from memory, where it is already")
     return _write_back(memory, connection, row, quality, source)
 
 

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from ruvllm.commands import trials
 from ruvllm.commands.console import console, table
 from ruvllm.commands.verbs import Json, plainly, say, settings_here
 from ruvllm.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Candidates and the champion: status, approve, promote, roll back.")
+app.add_typer(trials.app, name="trial")
 Version = Annotated[str, typer.Argument(help="The version's number in MLflow.")]
 By = Annotated[str, typer.Option("--by", help="Who decides; kept in the ledger.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the ledger.")]

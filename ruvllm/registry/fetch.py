@@ -22,6 +22,7 @@ from ruvllm.registry.identities import ANY, identity
 from ruvllm.registry.ledger import LedgerRow
 from ruvllm.router.bundle import MANIFEST_FILE, verify_bundle
 from ruvllm.router.manifest import parse_manifest
+from ruvllm.router.runtime import RouterRuntime
 from ruvllm.router.store import BundleStore, CurrentBundle
 from ruvllm.settings import Settings
 
@@ -36,7 +37,7 @@ def sync_champion(database: Database, store: BundleStore, settings: Settings) ->
 
     Raises:
         DatabaseError: the ledger cannot be read.
-        BundleError: the artifact is missing or altered.
+        BundleError: the artifact is missing or altered, or does not decide as it did in training.
         RegistryError: it cannot be reached. In each case the cache stays as it was.
     """
     with database.transaction() as connection:
@@ -62,6 +63,7 @@ def _current(store: BundleStore) -> CurrentBundle | None:
 def _activate_cached(store: BundleStore, row: LedgerRow) -> CurrentBundle | None:
     """The champion, where a sound copy is in the cache already, as after a rollback."""
     try:
+        RouterRuntime.load(store.root / row.sha256, row.sha256)
         return store.activate(row.sha256, row.version)
     except BundleError:
         return None
@@ -69,7 +71,9 @@ def _activate_cached(store: BundleStore, row: LedgerRow) -> CurrentBundle | None
 
 def _install(store: BundleStore, row: LedgerRow, settings: Settings) -> CurrentBundle:
     with tempfile.TemporaryDirectory(prefix="ruvllm-bundle-") as place:
-        store.install(fetch_bundle(row.artifact_uri, row.sha256, Path(place) / "bundle", settings), row.sha256)
+        folder = fetch_bundle(row.artifact_uri, row.sha256, Path(place) / "bundle", settings)
+        RouterRuntime.load(folder, row.sha256)  # its golden vectors come out, or it is not kept
+        store.install(folder, row.sha256)
     return store.activate(row.sha256, row.version)
 
 

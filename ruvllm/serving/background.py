@@ -3,7 +3,7 @@
 Knows nothing of HTTP or of models. An answer to judge is leased for a while, so that no lock is held while the judge
 thinks and two gateways do not judge the same; a lease whose holder died ends by itself. The verdict and the outbox row
 that scores and writes back are one transaction, so a kill at any point repeats a judgement at most, and loses nothing.
-Nothing calls `judge_some` in the gateway yet: it wants a model to itself.
+A gateway calls `judge_some` while nobody asks it (ruvllm/serving/idle.py).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _finish(database: Database, lease: str, judge: str, found: Mapping[int, tupl
 _LEASE = """
     WITH open AS (
         SELECT i.id, i.tenant FROM serving.interactions i
-        WHERE i.quality IS NULL AND i.gold IS NULL AND i.answer <> ''
+        WHERE i.quality IS NULL AND i.gold IS NULL AND i.answer <> '' AND i.decided_by <> 'cache'
           AND NOT EXISTS (SELECT FROM serving.outbox o WHERE o.interaction = i.id AND o.done_at IS NULL)
           AND NOT EXISTS (SELECT FROM serving.feedback f WHERE f.interaction = i.id)
           AND NOT EXISTS (SELECT FROM serving.judgements j WHERE j.interaction = i.id

@@ -23,6 +23,8 @@ from ruvllm.inference.tiers import active_ladder
 from ruvllm.memory.store import Memory
 from ruvllm.memory.writing import burst
 from ruvllm.router.store import BundleStore
+from ruvllm.serving.cache import FollowedCache
+from ruvllm.serving.idle import judge_of
 from ruvllm.serving.service import GatewayService
 from ruvllm.serving.tenants import tenant_database
 from ruvllm.settings import Settings
@@ -54,7 +56,7 @@ def build_service(settings: Settings) -> GatewayService:
         opened.callback(late.close)
         perception = Perception(settings, embedder, _memory(late))
         interactions = Interactions(database)
-        answerer = Answerer(settings, perception, pool, interactions)
+        answerer = Answerer(settings, perception, pool, interactions, recall=_recall(settings, database, embedder))
         log.info("%s", pool.ladder.note)
         closing = opened.pop_all()
         service = GatewayService(
@@ -68,6 +70,7 @@ def build_service(settings: Settings) -> GatewayService:
             take_in=late.take_in,
             models=lambda: pool.states,
             make=lambda tenant: _for_tenant(tenant, answerer),
+            judge=(lambda of: judge_of(settings, pool, of)) if settings.judge else None,
         )
         interactions.on_quality = service.metrics.quality.observe
         service.metrics.watch_memory(late.reading)
@@ -84,7 +87,13 @@ def _for_tenant(tenant: str, first: Answerer) -> Answerer:
     database = tenant_database(first.interactions.database, tenant)
     late = LateMemory(settings, database, first.perception.embedder)
     interactions = Interactions(database, first.interactions.on_quality)
-    return Answerer(settings, Perception(settings, first.perception.embedder, _memory(late)), first.pool, interactions)
+    perception = Perception(settings, first.perception.embedder, _memory(late))
+    recall = _recall(settings, database, perception.embedder)
+    return Answerer(settings, perception, first.pool, interactions, recall=recall)
+
+
+def _recall(settings: Settings, database: Database, embedder: EmbeddingAdapter) -> FollowedCache | None:
+    return FollowedCache(database, embedder.id) if settings.answer_cache else None
 
 
 def _database(settings: Settings) -> Database:

@@ -2,11 +2,13 @@
 
 Knows nothing of HTTP, and searches nothing: it looks at what was found for the question anyway, so it sees what the
 asker may see and nothing that was archived or superseded. From which similarity on is calibrated to a stated share of
-false hits (ruvllm/serving/calibration.py); without a calibration of this encoder it has none. No gateway asks it yet.
+false hits (ruvllm/serving/calibration.py); without a calibration of this encoder it has none.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,8 +23,12 @@ from ruvllm.memory.writing.writeback import QA
 if TYPE_CHECKING:
     from ruvllm.database.pool import Database
 
+log = logging.getLogger(__name__)
+
 LEAST_QUALITY = 0.9  # of an answer that is given again
 MAX_AGE = timedelta(days=30)  # since it was last borne out
+_REFRESH_S = 30.0  # between two looks at the calibration and at what was said of answers
+_NOTHING_TOLD = -2.0  # no threshold is that
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,56 @@ class AnswerCache:
         return at.tzinfo is not None and self._clock() - at <= self._max_age
 
 
+class FollowedCache:
+    """The cache of a tenant, as its newest calibration and what was said of its answers make it. Empty until read."""
+
+    def __init__(self, database: Database, encoder_id: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database, self._encoder_id, self._clock = database, encoder_id, clock
+        self._cache, self._refused = AnswerCache(None), frozenset[int]()
+        self._read_at: float | None = None
+        self._told: float | None = _NOTHING_TOLD
+
+    @property
+    def threshold(self) -> float | None:
+        """None: nothing is answered from memory."""
+        return self._cache.threshold
+
+    def look(self, question: str, hits: Sequence[Hit]) -> Cached | None:
+        """As `AnswerCache.look`; what was called wrong after it had been given again is not looked at."""
+        refused = self._refused
+        return self._cache.look(question, [hit for hit in hits if hit.node.id not in refused])
+
+    def refresh_if_old(self) -> None:
+        """
+        Raises:
+            DatabaseError: Postgres is away; what was read before goes on counting.
+        """
+        now = self._clock()
+        if self._read_at is not None and now - self._read_at < _REFRESH_S:
+            return
+        cache = open_cache(self._database, self._encoder_id, on=True)
+        self._refused = _called_wrong(self._database)
+        self._cache, self._read_at = cache, now
+        self._tell()
+
+    def _tell(self) -> None:
+        """Once for every change."""
+        if self.threshold == self._told:
+            return
+        self._told = self.threshold
+        whose = f"encoder {self._encoder_id}, tenant {self._database.tenant}"
+        if self.threshold is None:
+            log.warning('answer cache: never hits without a threshold (%s); run "ruvllm cache calibrate"', whose)
+        else:
+            log.info("answer cache: from similarity %.3f on (%s)", self.threshold, whose)
+
+
+def _called_wrong(database: Database) -> frozenset[int]:
+    """Nodes whose answer was given again and found bad since: they answer nobody any more."""
+    with database.transaction() as connection:
+        return frozenset(int(row[0]) for row in connection.execute(_WRONG).fetchall())
+
+
 def nearest(question: str, held: Iterable[tuple[Hit, str]]) -> tuple[Hit, str] | None:
     """The first of `held` that asks of the same names and numbers: in no vector space is Ghana far from Gabon."""
     return next((each for each in held if same_names(each[1], question)), None)
@@ -128,4 +184,8 @@ _KEEP = f"""
     VALUES (%(tenant)s, %(encoder_id)s, %(data_digest)s, %(target)s, %(confidence)s, %(threshold)s, %(questions)s,
             %(hits)s, %(false_hits)s, %(bound)s)
 """  # noqa: S608  # names are ours, values are parameters
+_WRONG = """
+    SELECT DISTINCT unnest(used) FROM serving.interactions
+    WHERE decided_by = 'cache' AND quality < 0.5 AND asked_at > now() - interval '60 days'
+"""
 _NEWEST = f"SELECT {_COLUMNS} FROM serving.cache_calibrations WHERE encoder_id = %s ORDER BY id DESC LIMIT 1"  # noqa: S608

@@ -271,10 +271,10 @@ _SHADOW = """
 """
 _QUALITY = """
     SELECT count(*), avg(quality), var_pop(quality) FROM serving.interactions
-    WHERE router_version = %(version)s AND asked_at >= %(since)s AND quality IS NOT NULL
+    WHERE router_version = %(version)s AND asked_at >= %(since)s AND quality IS NOT NULL AND decided_by <> 'cache'
 """
 _AGREEMENT = """
     SELECT count(*), count(*) FILTER (WHERE s.tier = i.tier AND s.context_bin = i.context_bin)
     FROM serving.shadow_decisions s JOIN serving.interactions i ON i.request_id = s.request_id AND i.tenant = s.tenant
-    WHERE s.trial = %(trial)s
+    WHERE s.trial = %(trial)s AND i.decided_by <> 'cache'
 """

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from ruvllm.answering.answer import Answer, Ask
+from ruvllm.answering.recall import CACHE
 from ruvllm.errors import CancelledError, InferenceError, InputError
 from ruvllm.serving import errors, replies, sse
 from ruvllm.serving.callers import Callers, json_only
@@ -94,7 +95,8 @@ class _Replying:
         times = _Times.of(answer, telling.waited_s, time.perf_counter() - began)
         request.state.model = answer.tier
         self._service.metrics.answered(answer, times.queue_s, times.overhead_s)
-        self._service.ended(ask, times.total_s, failed=False)
+        if answer.decision.decided_by != CACHE:  # neither router of a trial made it
+            self._service.ended(ask, times.total_s, failed=False)
         self._journal.answered(ask, answer, caller, times.total_s)
         return times
 

@@ -37,6 +37,7 @@ class Metrics:
         self.reused = self._counter("prefix_tokens_reused", "Prompt tokens whose state was kept")
         self.decisions = self._counter("router_decisions", "Routing decisions", "model", "ctx_bin", "source")
         self.settled = self._counter("outbox_settled", "Answers that were scored and, if good, written back")
+        self.judged = self._counter("judged", "Answers that the judge took up while nobody asked", "outcome")
         self.request = self._histogram("request_seconds", "Whole request", "route")
         self.overhead = self._histogram("overhead_seconds", "Request without the model's time and the wait for it")
         self.ttft = self._histogram("ttft_seconds", "Until the first piece of an answer, wait for a thread left out")

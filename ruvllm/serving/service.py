@@ -20,7 +20,7 @@ import psycopg
 from ruvllm.answering.answer import Ask, Spooling, Trial
 from ruvllm.answering.interactions import Interaction, Interactions, OutboxState
 from ruvllm.database.pool import Database
-from ruvllm.errors import DatabaseError, RuvllmError
+from ruvllm.errors import DatabaseError, LearningError, RuvllmError
 from ruvllm.inference.supervised import TierState
 from ruvllm.inference.tiers import Ladder
 from ruvllm.memory.records import Hit, Vector
@@ -29,9 +29,11 @@ from ruvllm.router.decision import Decision
 from ruvllm.router.runtime import RouterRuntime
 from ruvllm.router.store import BundleStore
 from ruvllm.serving.admission import Bounds
+from ruvllm.serving.background import Judges
 from ruvllm.serving.canary import CANDIDATE, CHAMPION, Candidates
 from ruvllm.serving.champion import HotRouter
 from ruvllm.serving.door import Door
+from ruvllm.serving.idle import IdleJudge
 from ruvllm.serving.keys import Caller, KeyStore
 from ruvllm.serving.lanes import Lane
 from ruvllm.serving.metrics import Metrics
@@ -42,6 +44,7 @@ from ruvllm.settings import Settings
 
 SYNC_EVERY_S = 1.0  # the champion is followed within 2 s, keys within one
 SETTLE_EVERY_S = 1.0
+JUDGE_EVERY_S = 2.0
 DRAIN_S = 30.0
 _SETTLE_BATCH = 100
 _LIGHT = Bounds(slots=4, queue=60)  # what generates nothing is over in milliseconds
@@ -101,8 +104,8 @@ class GatewayService:
     """One gateway's parts and threads. `warm` loads the models while the first requests come; `on_close` ends all.
 
     `outbox` says what waits to be settled; `take_in` makes waiting rows of bursts nodes and says how many still wait;
-    `models` says how each tier's process is; `make` opens another tenant's answerer. Answers are settled every
-    `settle_every_s`.
+    `models` says how each tier's process is; `make` opens another tenant's answerer; `judge` gives who scores, while
+    nobody asks, what nobody said anything of. Answers are settled every `settle_every_s`.
     """
 
     def __init__(
@@ -117,6 +120,7 @@ class GatewayService:
         take_in: Callable[[], int] | None = None,
         models: Callable[[], Sequence[TierState]] = tuple,
         make: Callable[[str], Answering] | None = None,
+        judge: Callable[[Database], Judges] | None = None,
         settle_every_s: float = SETTLE_EVERY_S,
     ) -> None:
         self.answerer, self.database, self.settings = answerer, database, settings
@@ -132,10 +136,13 @@ class GatewayService:
         )
         self.tenants: Tenants[Answering] = Tenants(database.tenant, self._joined(database.tenant, answerer), self._made)
         self._make, self._settle_every_s = make, settle_every_s
+        self._judge = IdleJudge(database, judge, self._is_idle) if judge is not None else None
         self._runtime: RouterRuntime | None = None
+        self._swapping = threading.Lock()
         self._warm, self._on_close = warm, on_close
         self._outbox, self._take_in, self._models = outbox, take_in, models
         self._ending = threading.Event()
+        self._refusing = False
         self._threads: list[threading.Thread] = []
         self._trouble: dict[str, str] = {}
         self.metrics.watch(self.asking.admission, self.router, lambda: "database" not in self._trouble)
@@ -143,6 +150,11 @@ class GatewayService:
     @property
     def tiers(self) -> tuple[str, ...]:
         return self.answerer.ladder.names
+
+    @property
+    def models(self) -> Sequence[TierState]:
+        """How each tier's process is; empty where nobody says."""
+        return self._models()
 
     # --- its life -----------------------------------------------------------------------------------------------------
 
@@ -154,10 +166,21 @@ class GatewayService:
             for name, seconds, work in (
                 ("sync", SYNC_EVERY_S, self.sync),
                 ("settle", self._settle_every_s, self.settle),
+                *((("judge", JUDGE_EVERY_S, self.judge),) if self._judge is not None else ()),
             )
         ]
         for thread in (*self._threads, threading.Thread(target=self.warm_up, name="warm", daemon=True)):
             thread.start()
+
+    def refuse(self) -> None:
+        """Let nobody in any more, and say so in `state`; who is inside goes on. `stop` comes after."""
+        self._refusing = True
+        for lane in (self.asking, self.light):
+            lane.admission.close()
+
+    def drained(self, timeout_s: float) -> bool:
+        """Wait until everybody is answered; False where somebody is not after `timeout_s` seconds."""
+        return self.asking.admission.drained(timeout_s)
 
     def stop(self) -> None:
         """No new request; wait for those that run, settle once more, end the threads and models."""
@@ -173,7 +196,7 @@ class GatewayService:
         blocked = [f"{thread.name} thread ended; see the log" for thread in self._threads if not thread.is_alive()]
         if not self._threads:
             blocked.append("not started")
-        if self._ending.is_set():
+        if self._refusing or self._ending.is_set():
             blocked.append("shutting down")
         degraded = [f"{name}: {text}" for name, text in list(self._trouble.items())]
         states = self._models()
@@ -202,12 +225,12 @@ class GatewayService:
             TimeoutError: it was not done by the deadline; its place stays taken until it is.
         """
         ticket = self.light.enter(caller, 0, self.settings.deadline_s)
-        future = self.light.submit(ticket, lambda: work(self.tenants.of(caller.tenant)))
+        future = self.light.submit(ticket, lambda: work(self._of(caller.tenant)))
         with anyio.fail_after(self.settings.deadline_s + GRACE_S):
             return await asyncio.wrap_future(future)
 
     def _opened(self, caller: Caller, ask: Ask) -> Speech:
-        return self.tenants.of(caller.tenant).stream(ask)
+        return self._of(caller.tenant).stream(ask)
 
     def ended(self, ask: Ask, seconds: float, failed: bool) -> None:
         """An answer was given, or failed for a reason of ours: a trial compares."""
@@ -229,7 +252,6 @@ class GatewayService:
             self.door.refresh()
             if self.router.reconcile(self.database):
                 self.metrics.routed_by(self.answerer.router_version, self.router.sha256)
-            self._level()
             self.candidates.refresh(self.database, self.answerer.router_version, self.door.tenants)
         except DatabaseError as error:
             self._say("database", str(error))
@@ -240,15 +262,19 @@ class GatewayService:
 
     def _use(self, runtime: RouterRuntime) -> None:
         """In every answerer; the gateway's own goes first, and where it refuses, nothing has changed."""
-        for answerer in self.tenants.opened:
-            answerer.use_router(runtime)
-        self._runtime = runtime
+        with self._swapping:
+            self.answerer.use_router(runtime)
+            self._runtime = runtime
+            for answerer in self.tenants.opened[1:]:
+                answerer.use_router(runtime)
 
-    def _level(self) -> None:
-        """A tenant's answerer that was being made during a swap may have the router from before."""
-        for answerer in self.tenants.opened:
-            if self._runtime is not None and answerer.router_version != self._runtime.version:
+    def _of(self, tenant: str) -> Answering:
+        """The tenant's answerer, with the router of now: one that was made during a swap may have that from before."""
+        answerer = self.tenants.of(tenant)
+        if self._runtime is not None and answerer.router_version != self._runtime.version:
+            with self._swapping:
                 answerer.use_router(self._runtime)
+        return answerer
 
     def _check_candidate(self, runtime: RouterRuntime) -> None:
         ladder = self.answerer.ladder
@@ -287,6 +313,23 @@ class GatewayService:
         self._try("outbox", self._settle_outboxes)
         if (take_in := self._take_in) is not None:
             self._try("bursts", lambda: self.metrics.ingest_waiting.set(take_in()))
+
+    def judge(self) -> None:
+        """Let the judge score what waits, while nobody asks; one that may not judge is said, and is not asked."""
+        if (judge := self._judge) is not None and self._is_idle():
+            self._try("judge", lambda: self._judged(judge))
+
+    def _judged(self, judge: IdleJudge) -> None:
+        for report in judge.judge(self._served):
+            for outcome in ("scored", "unscored", "lost"):
+                self.metrics.judged.labels(outcome).inc(getattr(report, outcome))
+        if judge.refused:
+            raise LearningError(f"not asked: {judge.refused}")
+
+    def _is_idle(self) -> bool:
+        """Nobody asks, and the gateway is not ending."""
+        state = self.asking.admission.state
+        return not (state.draining or self._ending.is_set() or state.running or state.queued)
 
     def _record(self, tenant: str, row: Interaction) -> None:
         Interactions(tenant_database(self.database, tenant)).record(row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -105,6 +107,30 @@ def test_an_altered_artifact_never_replaces_a_good_one(
     with pytest.raises(BundleError, match=name):
         sync_champion(database, store, settings)
     assert store.current() == good
+
+
+def test_a_bundle_whose_golden_vectors_do_not_come_out_never_becomes_current(
+    database: Database, store: BundleStore, settings: Settings, artifacts: Path
+) -> None:
+    """Sound by every hash, but the weights are another router's; nor does it where it lies in the cache already."""
+    promote(database, artifacts, "1")
+    good = sync_champion(database, store, settings)
+    folder, other = artifacts / "2", artifacts / "other"
+    write_random_bundle(folder, version="router-2", seed=2)
+    write_random_bundle(other, version="router-2", seed=99)
+    weights = (other / "router.safetensors").read_bytes()
+    (folder / "router.safetensors").write_bytes(weights)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["router.safetensors"] = {"sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    sha256 = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    with database.transaction() as connection:
+        ledger.append(connection, ledger.current(connection), NewRow("promote", "2", sha256, folder.as_uri(), "tester"))
+    for _ in range(2):
+        with pytest.raises(BundleError, match="golden"):
+            sync_champion(database, store, settings)
+        assert store.current() == good
+        store.install(folder, sha256)  # as who fetched it without looking
 
 
 def test_a_damaged_cache_is_filled_again(
