@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from ruvllm.errors import ProcessError, RuvllmError
 from ruvllm.settings import Settings, load_settings
 
-DRAIN_S = 30
+DRAIN_S = 24  # for who is inside when the signal comes
+_CUT_OFF_S = 4  # and then for what is written still
 _KEEP_ALIVE_S = 5
 log = logging.getLogger("ruvllm.serving")
 
@@ -30,29 +31,31 @@ def main(settings: Settings | None = None) -> None:
     from ruvllm.serving.app import create_app
     from ruvllm.serving.build import build_service
     from ruvllm.serving.journal import Journal
+    from ruvllm.serving.server import GatewayServer, TimelyHeaders
     from ruvllm.serving.tracing import open_tracing
 
     settings = settings or load_settings()
     _log_lines()
     require_fast_parts()
-    signal.signal(signal.SIGTERM, _end)  # uvicorn drains first, then gives the signal back
+    signal.signal(signal.SIGTERM, _end)  # the server drains first, then gives the signal back
     with listen(settings.host, ports(settings).gateway) as door, ExitStack() as opened:
         tracing = open_tracing(settings.otel_endpoint)
         if tracing is not None:
             opened.callback(tracing.close)
-        app = create_app(settings, build_service(settings), Journal(settings.log_prompts, tracing))
+        service = build_service(settings)
+        app = create_app(settings, service, Journal(settings.log_prompts, tracing))
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=TimelyHeaders,
             access_log=False,
             server_header=False,
             log_config=None,
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=DRAIN_S,
+            timeout_graceful_shutdown=_CUT_OFF_S,
         )
         log.info("listening on http://%s:%s", *door.getsockname()[:2])
-        uvicorn.Server(config).run(sockets=[door])
+        GatewayServer(config, service, DRAIN_S).run(sockets=[door])
 
 
 def _log_lines() -> None:
