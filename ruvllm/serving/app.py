@@ -14,6 +14,8 @@ from ruvllm import __version__
 from ruvllm.serving import documents, errors, replies
 from ruvllm.serving.callers import Callers
 from ruvllm.serving.chat import add_answers
+from ruvllm.serving.console.pages import add_pages
+from ruvllm.serving.console.running import add_state
 from ruvllm.serving.errors import JsonResponse
 from ruvllm.serving.guards import BodyLimit, HeaderLimit, Measured, RequestId
 from ruvllm.serving.journal import Journal
@@ -45,6 +47,9 @@ def create_app(settings: Settings, service: GatewayService, journal: Journal | N
     add_answers(routes, service, callers, journal or Journal(settings.log_prompts))
     add_looks(routes, service, callers)
     add_memory(routes, service, callers)
+    add_state(routes, service, callers)
+    if settings.console:
+        add_pages(routes)
     _add_health(routes, service)
     app.include_router(routes)
     documents.describe(app)

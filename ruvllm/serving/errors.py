@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +146,16 @@ async def _validation(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = Kind(error.status_code, "invalid_request_error", _CODES.get(error.status_code))
-    return error_response(kind, str(error.detail), headers=error.headers)
+    methods = _methods(request) if error.status_code == 405 else []
+    return error_response(kind, str(error.detail), headers={"allow": ", ".join(methods)} if methods else error.headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """What a path of the document takes: it may have a route a method, and the one that refused knows its own alone."""
+    path = request.url.path
+    declared = request.app.openapi()["paths"].items()
+    fits = [methods for known, methods in declared if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", known), path)]
+    return sorted({method.upper() for methods in fits[:1] for method in methods})
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ruvllm.errors import ForbiddenError, NotFoundError
@@ -56,6 +57,11 @@ def add_memory(routes: APIRouter, service: GatewayService, callers: Callers) -> 
         nodes = [_new(node, writer) for node in body.nodes]
         report = await service.run(caller, lambda of: of.memory.add(nodes))
         return JsonResponse({"ids": list(report.ids), "written": report.written, "skipped": report.skipped})
+
+    @routes.api_route("/v1/memory/search", methods=["GET", "DELETE"], include_in_schema=False)
+    async def posted_alone() -> Response:
+        """Else it would be a node of the name "search"."""
+        raise HTTPException(405, "Method Not Allowed")
 
     @routes.get("/v1/memory/{id}", responses=NAMED)
     async def get(id: Id, request: Request, user: User = None) -> Response:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ruvllm import __version__
 from ruvllm.answering.answer import Answer
+from ruvllm.answering.recall import CACHE
 from ruvllm.inference.prompt import PROMPT_VERSION
 from ruvllm.inference.types import Generation
 from ruvllm.memory.records import Hit, Node
@@ -101,6 +102,7 @@ def decision_of(answer: Answer, encoder: str) -> dict[str, Any]:
     return {
         "request_id": answer.request_id,
         **decision_object(answer.decision, answer.tier),
+        "reason": reason(answer.decision),
         "context_bin": answer.context_bin,
         "used": list(answer.used),
         "hits": [hit_object(hit) for hit in answer.hits],
@@ -143,10 +145,15 @@ def routing(decision: Decision, tiers: Sequence[str], excluded: Mapping[str, str
     """Why: who decided, what the router thought of each tier, and what the request itself ruled out."""
     probabilities = dict(zip(tiers, decision.model_probs, strict=False))
     return {
-        "reason": _REASONS.get(decision.decided_by, decision.decided_by),
+        "reason": reason(decision),
         "probabilities": {name: round(share, 6) for name, share in probabilities.items()},
         "excluded": dict(excluded),
     }
+
+
+def reason(decision: Decision) -> str:
+    """Who decided, in words."""
+    return _REASONS.get(decision.decided_by, decision.decided_by)
 
 
 _REASONS = {
@@ -155,6 +162,7 @@ _REASONS = {
     "explore": "drawn at random, to learn of what is not chosen otherwise",
     "fallback": "the router was not confident: the next tier up with a wider context",
     "forced": "the request forced the tier, the context bin, or both",
+    CACHE: "memory holds a well-rated answer to a question that is close enough",
     "cascade": "the small tier's own answer was not confident enough",
 }
 
@@ -206,9 +214,15 @@ def answer_headers(answer: Answer, queue_s: float, overhead_s: float) -> dict[st
         "x-ruvllm-queue-ms": _ms(queue_s * 1000),
         "x-ruvllm-overhead-ms": _ms(overhead_s * 1000),
         "x-ruvllm-degraded": ",".join(answer.degraded),
-        "x-ruvllm-cache": "prefix" if answer.generation.cached_tokens else "miss",
+        "x-ruvllm-cache": _cache(answer),
         "x-ruvllm-writeback": answer.writeback,
     }
+
+
+def _cache(answer: Answer) -> str:
+    if answer.decision.decided_by == CACHE:
+        return "answer"
+    return "prefix" if answer.generation.cached_tokens else "miss"
 
 
 def models(tiers: tuple[str, ...], encoder: str) -> dict[str, Any]:

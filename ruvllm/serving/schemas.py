@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ruvllm.answering.answer import Ask
 from ruvllm.errors import InputError, UnknownTierError
@@ -19,15 +19,25 @@ MAX_INPUTS = 256  # texts of one request for embeddings, nodes of one for memory
 MAX_ID = 2**63 - 1
 
 T = TypeVar("T")
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+_STORABLE = r"^[^\x00]*$"  # Postgres stores no NUL
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=_STORABLE)]
 Text = Annotated[str, Field(min_length=1)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Stop = Annotated[str, Field(min_length=1, max_length=64)]
 Nothing = Annotated[float, Field(ge=0, le=0)]  # what clients send by default; another value is not carried out here
 
 
+def _no_number(value: object) -> object:
+    """A literal False lets 0 in, which equals it."""
+    if not isinstance(value, bool):
+        raise ValueError("want false")
+    return value
+
+
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+    """Of the type that the document says: "1" is no number, and neither is true."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, strict=True)
 
 
 class TextPart(Strict):
@@ -164,7 +174,7 @@ class CompletionRequest(Generating):
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
     max_tokens: Tokens | None = None
-    echo: Literal[False] = False
+    echo: Annotated[Literal[False], BeforeValidator(_no_number)] = False
     best_of: Literal[1] = 1
 
     def to_ask(self, asked: Asked) -> Ask:
@@ -199,7 +209,8 @@ class FeedbackRequest(Strict):
 
 Kind = Literal["Query", "Document", "AgentStep", "Fact", "Concept"]
 Trust = Literal["system", "corroborated", "untrusted"]
-Tag = Annotated[str, Field(min_length=1, max_length=100)]
+Tag = Annotated[str, Field(min_length=1, max_length=100, pattern=_STORABLE)]
+Label = Annotated[str, Field(max_length=200, pattern=_STORABLE)]
 
 
 class MemorySearch(Strict):
@@ -220,8 +231,8 @@ class MemoryNode(Strict):
 
     text: Text
     kind: Kind = "Document"
-    source: Annotated[str, Field(max_length=200)] = "api"
-    domain: Annotated[str, Field(max_length=200)] = ""
+    source: Label = "api"
+    domain: Label = ""
     trust: Trust = "untrusted"
     tags: Annotated[list[Tag], Field(max_length=64)] = []
 
