@@ -34,7 +34,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 gemma_flag := $(if $(filter no,$(GEMMA)),,--accept-gemma-terms)
 
 .PHONY: help setup cycle test test-vllm check up down status lock audit clean
-.PHONY: bench bench-memory bench-router bench-attention bench-latency bench-gateway bench-night
+.PHONY: bench bench-memory bench-router bench-attention bench-latency bench-gateway bench-conformance bench-week bench-night
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,15 @@ bench-latency: setup ## measure every tier's shape with blank weights, hours in 
 bench-gateway: setup ## load, overload and hot swap of the gateway; writes docs/gateway.md
 	@.venv/bin/python -m tests.benchmarks.serving.load --keep $(BENCH_DIR)/gateway $(BENCH_FLAGS)
 	@.venv/bin/python -m tests.benchmarks.serving.gateway_page $(BENCH_DIR)/gateway/results docs/gateway.md
+
+bench-conformance: setup ## every operation of the gateway against its own document (schemathesis); writes docs/conformance.md
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check 'schemathesis>=4.30,<5'
+	@.venv/bin/python -m tests.benchmarks.serving.schemathesis_run --keep $(BENCH_DIR)/conformance $(BENCH_FLAGS)
+	@.venv/bin/python -m tests.benchmarks.serving.schemathesis_run --keep $(BENCH_DIR)/conformance --page docs/conformance.md
+
+bench-week: setup ## a week of seven nights, and the router after it (about half an hour); writes docs/week.md, docs/router-week.md
+	@.venv/bin/python -m tests.benchmarks.night.week $(BENCH_DIR)/week docs/week.md
+	@.venv/bin/python -m tests.benchmarks.router.parts $(BENCH_DIR)/week docs/router-week.md
 
 bench-night: setup ## views, the night's page and promoters at size: BENCH_FLAGS='--n 1000000'
 	@.venv/bin/python -m pytest -m benchmark --keep $(BENCH_DIR)/night $(BENCH_FLAGS) tests/benchmarks/night
