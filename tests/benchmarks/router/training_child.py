@@ -37,10 +37,11 @@ def told_again(arrays: Arrays, times: int) -> Arrays:
     n = len(arrays["keys"])
     rows = np.flatnonzero(arrays["split"] == 0)
     order = np.concatenate([np.tile(rows, times), np.flatnonzero(arrays["split"] == 1)])
-    turn = np.concatenate([np.repeat(np.arange(times), len(rows)), np.zeros(n - len(rows), dtype=int)]).astype(str)
+    turn = np.concatenate([np.repeat(np.arange(times), len(rows)), np.zeros(n - len(rows), dtype=int)])
     found = {
         name: values[order] if len(values.shape) and len(values) == n else values for name, values in arrays.items()
     }
+    turn = np.char.add("/", turn.astype(str))
     found["keys"] = np.char.add(found["keys"], turn)
     found["group"] = np.char.add(found["group"], turn)
     found["session"] = np.where(found["session"] == "", "", np.char.add(found["session"], turn))
