@@ -29,12 +29,13 @@ from ruvllm.database.embedded import EmbeddedPostgres
 from ruvllm.database.migrate import upgrade
 from ruvllm.database.pool import Database
 from ruvllm.settings import Settings, load_settings
-from tests.benchmarks.memory.report import Report, Target, page
+from tests.benchmarks.memory.report import Report, Target, conditions, page
 from tests.serving.consoled import gateway_of
 from tests.serving.gateway import serving
 
 NAME = "gateway-conformance"
 PHASES = "examples,coverage,fuzzing"
+_COMMAND = "python -m tests.benchmarks.serving.schemathesis_run --keep FOLDER"
 _PATIENCE_S = 60.0
 _COUNTED = re.compile(r'ruvllm_requests_total\{model="[^"]*",route="([^"]+)",status="(\d+)"\} ([\d.e+]+)')
 _INTRODUCTION = """
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def measure(keep: Path, results: Path, examples: int, seed: int) -> None:
     """Run the tool once, write what came of it."""
-    report = Report(NAME, results)
+    report = Report(NAME, results, conditions(command=f"{_COMMAND} --examples {examples}", n=examples))
     report.conditions |= {"examples an operation": examples, "seed": seed, "phases": PHASES}
     with _gateway(keep) as (url, process):
         before, began = process.memory_info().rss, time.monotonic()
