@@ -14,7 +14,15 @@ from ruvllm.learning.outcomes.baselines import LEARNERS, PROMPT_LENGTH, Boosting
 from ruvllm.learning.outcomes.features import EmbeddingCache, features_of, known_places
 from ruvllm.learning.outcomes.neighbours import PLACES, neighbour_scores, with_neighbours
 from ruvllm.learning.outcomes.networks import Training, make_reduction, tier_loss
-from ruvllm.learning.outcomes.ours import FastGrnnQuality, Strength, contrast_loss, quality_logits, solve_linear
+from ruvllm.learning.outcomes.ours import (
+    FastGrnnQuality,
+    Strength,
+    contrast_errors,
+    entropies,
+    quality_logits,
+    solve_linear,
+    surest,
+)
 from ruvllm.learning.outcomes.predictors import Array, Learner, Wide
 from ruvllm.router.layout import LAYOUT
 
@@ -169,10 +177,30 @@ def test_the_cell_learns_what_the_linear_path_leaves_over() -> None:
     assert np.mean(ours.predict(unseen).argmax(axis=1) == truth.argmax(axis=1)) > 0.7
 
 
-def test_contrast_loss_by_hand() -> None:
-    logits = torch.zeros(2, 3)  # qualities of one half each: every difference is 0
-    score = torch.tensor([[1.0, 0.0, 0.5], [0.2, float("nan"), 0.6]])
-    assert contrast_loss(logits, score) == pytest.approx((1.0 + 0.25 + 0.25 + 0.16) / 4)
+def test_contrast_errors_by_hand() -> None:
+    logits = torch.zeros(3, 3)  # qualities of one half each: every difference is 0
+    score = torch.tensor([[1.0, 0.0, 0.5], [0.2, float("nan"), 0.6], [0.3, float("nan"), float("nan")]])
+    found = contrast_errors(logits, score)
+    torch.testing.assert_close(found[:2], torch.tensor([(1.0 + 0.25 + 0.25) / 3, 0.16]))
+    assert found[2].isnan()
+
+
+def test_entropies_are_of_what_was_run() -> None:
+    logits = torch.logit(torch.tensor([[0.8, 0.5], [0.25, 0.9]]))
+    score = torch.tensor([[1.0, float("nan")], [0.5, 0.9]])
+    by_hand = [-np.log(0.8), (-np.log(0.25 * 0.75) / 2 - 0.9 * np.log(0.9) - 0.1 * np.log(0.1)) / 2]
+    np.testing.assert_allclose(entropies(logits, score).numpy(), by_hand, rtol=1e-5)
+
+
+def test_the_usual_choice_stays_unless_another_is_surely_better() -> None:
+    usual = torch.tensor([0.5, 0.6, 0.4, 0.5, float("nan")])
+    lucky = usual - torch.tensor([0.6, -0.2, -0.2, -0.1, 0.0])  # better by one row
+    better = usual - torch.tensor([0.1, 0.12, 0.09, 0.11, 0.0])
+    assert surest({"usual": usual, "lucky": lucky}, "usual", 1.0) == "usual"
+    assert surest({"usual": usual, "lucky": lucky}, "usual", 0.0) == "lucky"
+    assert surest({"usual": usual, "better": better}, "usual", 1.0) == "better"
+    assert surest({"usual": usual, "worse": usual + 1}, "usual", 0.0) == "usual"
+    assert surest({0: usual[:1], 20: usual[:1] - 1}, 0, 1.0) == 0  # one row shows nothing
 
 
 def test_neighbours_outcomes_leave_out_the_query_and_its_like() -> None:

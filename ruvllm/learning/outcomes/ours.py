@@ -8,16 +8,17 @@ then learns what that leaves over. What the tiers have in common (a query is har
 apart: the level may follow the data where the contrasts, which alone decide, are mostly noise. How much, and for how
 many steps the cell is trained, is chosen on held-out folds of the rows given, none of which is lost: what is chosen is
 then fitted on all of them. The level is chosen by its cross-entropy, the rest by the squared error of the differences
-between tiers, which is what a decision lives on.
+between tiers, which is what a decision lives on. The plainest choice (`Recipe.usual`, no step of the cell) stays unless
+another is better by a standard error (Breiman et al. 1984, section 3.4.3): on a thousand rows the best of several is
+mostly luck.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ from ruvllm.learning.outcomes.predictors import Array, QualityPredictor, Wide, c
 from ruvllm.router.decision import N_BINS, N_TIERS
 from ruvllm.router.fastgrnn import Cell, RouterNetwork
 from ruvllm.router.layout import N_FEATURES
+
+T = TypeVar("T")
 
 _QUALITY_ROWS = slice(N_TIERS + N_BINS, 2 * N_TIERS + N_BINS)  # of the network's linear path
 _CLOSE = 1e-7  # change of the loss at which the linear path counts as solved
@@ -47,8 +50,9 @@ class Recipe:
 
     levels: tuple[float, ...] = (0.003, 0.01, 0.03)  # strength of what tiers have in common, as sklearn's C
     contrasts: tuple[float, ...] = (0.003, 0.01, 0.03)  # of what they differ in
+    usual: float = 0.01  # of both
+    errors: float = 1.0  # standard errors by which another choice has to be better than the usual one
     folds: int = 4
-    checked: int = 2  # of the folds
     training: Training = field(default_factory=lambda: Training(steps=160, order_weight=0.0))
 
 
@@ -119,17 +123,16 @@ class FastGrnnQuality:
 
     def _best_steps(self, rows: _Rows, splits: list[_Split], strength: Strength, seed: int) -> int:
         training = self.recipe.training
-        losses = np.zeros(training.steps // training.check_every + 1)
+        losses: dict[int, list[Tensor]] = {}
         for split in splits:
-            network = self._start(rows.of(split.learn), strength, seed)
-            held = rows.of(split.held)
+            learn, held = rows.of(split.learn), rows.of(split.held)
+            network = self._start(learn, strength, seed)
 
             def check(step: int, network: RouterNetwork, held: _Rows = held) -> None:
-                losses[step // training.check_every] += _loss(network, held)
+                losses.setdefault(step, []).append(_errors(network, held))
 
-            learn = rows.of(split.learn)
             train_cell(network, learn.x, learn.score, training, training.steps, seed, check)
-        return int(losses.argmin()) * training.check_every
+        return surest({step: torch.cat(parts) for step, parts in losses.items()}, 0, self.recipe.errors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,11 +184,33 @@ def solve_linear(x: Tensor, score: Tensor, strength: Strength) -> tuple[Tensor, 
     return weight.detach(), bias.detach()
 
 
-def contrast_loss(logits: Tensor, score: Tensor) -> float:
-    """Mean squared error of the differences between tiers, over pairs that were both run; logits and scores (n, m)."""
+def contrast_errors(logits: Tensor, score: Tensor) -> Tensor:
+    """(n,) squared error of the differences between tiers, the mean over a row's pairs that were both run; NaN where
+    there are none. Logits and scores (n, m)."""
     off = torch.sigmoid(logits) - score  # NaN where not run
     pairs = torch.combinations(torch.arange(score.shape[1]), 2)
-    return float(torch.nanmean((off[:, pairs[:, 0]] - off[:, pairs[:, 1]]) ** 2))
+    return torch.nanmean((off[:, pairs[:, 0]] - off[:, pairs[:, 1]]) ** 2, dim=1)
+
+
+def entropies(logits: Tensor, score: Tensor) -> Tensor:
+    """(n,) cross-entropy of the scores, the mean over the tiers that were run."""
+    known = torch.isfinite(score)
+    target = torch.where(known, score, 0.0)
+    each = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return torch.nanmean(torch.where(known, each, torch.nan), dim=1)
+
+
+def surest(losses: Mapping[T, Tensor], usual: T, errors: float) -> T:
+    """The choice of least mean loss, or the usual one where that is not better by so many standard errors.
+
+    `losses` (n,) a choice, of the same held-out rows; rows with NaN say nothing.
+    """
+    means = {choice: float(torch.nanmean(loss)) for choice, loss in losses.items()}
+    best = min(means, key=lambda choice: means[choice])
+    gain = losses[usual] - losses[best]
+    gain = gain[torch.isfinite(gain)]
+    doubt = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else float("inf")
+    return best if means[usual] - means[best] > errors * doubt else usual
 
 
 def train_cell(
@@ -234,29 +259,27 @@ def _splits(n: int, recipe: Recipe, seed: int) -> list[_Split]:
     folds = order.chunk(min(recipe.folds, n))
     return [
         _Split(torch.cat([fold for place, fold in enumerate(folds) if place != number]), folds[number])
-        for number in range(min(recipe.checked, len(folds)))
+        for number in range(len(folds))
     ]
 
 
 def _best_strength(rows: _Rows, splits: list[_Split], recipe: Recipe) -> Strength:
     """The level by cross-entropy, then the contrast by the error of the differences."""
 
-    def held_out(strength: Strength, loss: Callable[[Tensor, Tensor], float]) -> float:
-        total = 0.0
+    def held_out(strength: Strength, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        parts = []
         for split in splits:
             learn, held = rows.of(split.learn), rows.of(split.held)
             weight, bias = solve_linear(learn.x, learn.score, strength)
-            total += loss(held.x @ weight.T + bias, held.score)
-        return total
+            parts.append(loss(held.x @ weight.T + bias, held.score))
+        return torch.cat(parts)
 
-    def entropy(logits: Tensor, score: Tensor) -> float:
-        return float(tier_loss(logits, score, recipe.training))
-
-    level = min(recipe.levels, key=lambda level: held_out(Strength(level, level), entropy))
-    contrast = min(recipe.contrasts, key=lambda contrast: held_out(Strength(level, contrast), contrast_loss))
-    return Strength(level, contrast)
+    levels = {level: held_out(Strength(level, level), entropies) for level in recipe.levels}
+    level = surest(levels, recipe.usual, recipe.errors)
+    contrasts = {contrast: held_out(Strength(level, contrast), contrast_errors) for contrast in recipe.contrasts}
+    return Strength(level, surest(contrasts, recipe.usual, recipe.errors))
 
 
-def _loss(network: RouterNetwork, rows: _Rows) -> float:
+def _errors(network: RouterNetwork, rows: _Rows) -> Tensor:
     with torch.no_grad():
-        return contrast_loss(quality_logits(network, rows.x, rows.score.shape[1]), rows.score)
+        return contrast_errors(quality_logits(network, rows.x, rows.score.shape[1]), rows.score)
