@@ -79,7 +79,7 @@ bench-memory: setup ## measure memory beside other libraries; BENCH_FLAGS='--n 1
 bench-router: setup ## measure routing on public outcome sets: DATA=FOLDER of them; writes docs/router-outcomes.md and .png
 	@$(if $(DATA),,echo 'make bench-router: DATA is empty, want the folder that holds router/NAME.jsonl.gz' >&2; exit 1)
 	@.venv/bin/python -m pytest -m benchmark --data $(DATA) --keep $(BENCH_DIR)/router $(BENCH_FLAGS) \
-	  $(addprefix tests/benchmarks/router/,test_outcomes.py test_compression.py test_objectives.py test_decision.py test_offpolicy.py test_training.py test_online.py test_continual.py)
+	  $(addprefix tests/benchmarks/router/,test_outcomes.py test_transfer.py test_compression.py test_objectives.py test_decision.py test_offpolicy.py test_training.py test_online.py test_continual.py)
 	@.venv/bin/python -m tests.benchmarks.router.page $(BENCH_DIR)/router/results docs/router-outcomes.md
 
 bench-attention: setup ## measure attention on public sets: DATA=FOLDER of them; writes docs/attention.md

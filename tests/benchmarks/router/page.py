@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.memory.report import page
+from tests.benchmarks.router.unhelpful import section
 
 CURVES = "Mean score by tenth of the cost range"
 STREAM = "Cumulative regret along the stream"
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if whole["name"] == "online":
             draw_online(whole, chosen.page.with_name("router-online.png"))
             introduction += _ONLINE
-    chosen.page.write_text(page(wholes, introduction), encoding="utf-8")
+    chosen.page.write_text(page(wholes, introduction) + "\n" + section(wholes) + "\n", encoding="utf-8")
     return 0
 
 
