@@ -48,6 +48,7 @@ _COLUMNS = (
     "CPU µs a request",
     "of the gateway",
 )
+_COMMAND = "python -m tests.benchmarks.serving.load --keep FOLDER"  # what differs from the defaults stands beside it
 _OVERHEAD = "x-ruvllm-overhead-ms"
 _BODIES = tuple(
     json.dumps({"model": "auto", "messages": [{"role": "user", "content": f"What is the capital of place {n}?"}]})
@@ -236,7 +237,7 @@ def swap(bench: Bench, report: Report, chosen: Chosen) -> None:
                     return
 
     with bench.gateway(*_DEFERRED) as gateway:
-        base = put_load(gateway, CHAT, chosen.rate, 10.0)
+        base = _warm(gateway, chosen.rate, _BASE_S)
         thread = threading.Thread(target=promote)
         thread.start()
         swapped = put_load(gateway, CHAT, chosen.rate, 2.0 * chosen.swaps)
@@ -255,10 +256,16 @@ def local_swap(bench: Bench, report: Report, chosen: Chosen) -> None:
     """The router is swapped through the cache on disk, fifty times for each one through the ledger."""
     swaps, seconds = 50 * chosen.swaps, max(10.0, min(bench.seconds, 100.0))
     with bench.gateway(*_DEFERRED) as gateway:
-        base = put_load(gateway, CHAT, chosen.rate, 10.0)
+        base = _warm(gateway, chosen.rate, _BASE_S)
     with bench.gateway(*_DEFERRED, "--swap-s", str(seconds / swaps)) as gateway:
-        swapped = put_load(gateway, CHAT, chosen.rate, seconds)
+        swapped = _warm(gateway, chosen.rate, seconds)
     _judge_swap(report, f"about {swaps:,} swaps through the local cache", chosen.rate, base, swapped)
+
+
+def _warm(server: Server, rate: float, seconds: float) -> Run:
+    """After ten seconds that are left out: what a cold gateway takes would hide what a swap does."""
+    put_load(server, CHAT, rate, 10.0)
+    return put_load(server, CHAT, rate, seconds)
 
 
 def _judge_swap(report: Report, what: str, rate: float, base: Run, swapped: Run) -> None:
@@ -287,6 +294,7 @@ def _judge(report: Report, what: str, run: Run, most_ms: tuple[int, int], of: Ca
     report.target(what, wanted, f"{p50:.2f} ms, {p99:.2f} ms, {failed}", met)
 
 
+_BASE_S = 30.0  # of load without a swap
 _DEFERRED = ("--settle-s", "100000")  # at the start, and never again
 PARTS: dict[str, Callable[[Bench, Report, Chosen], None]] = {
     "cost": cost, "overhead": overhead, "everything": everything, "route": route, "overload": overload,
@@ -298,7 +306,7 @@ def estimate_s(part: str, seconds: float, swaps: int) -> float:
     """About how long a part takes, with ten seconds for each gateway's start."""
     load = {
         "cost": 54, "overhead": min(seconds, 30) + seconds, "everything": seconds, "route": min(seconds, 38) + 20,
-        "overload": 2 * min(seconds, 60) + 20, "local-swap": 20 + min(seconds, 100), "swap": 10 + 2 * swaps,
+        "overload": 2 * min(seconds, 60) + 20, "local-swap": 50 + min(seconds, 100), "swap": 40 + 2 * swaps,
     }  # fmt: skip
     return float(load[part]) + (20 if part in ("cost", "local-swap") else 10)
 
@@ -310,7 +318,9 @@ def measure(parts: Sequence[str], keep: Path, nodes: int, seconds: float, chosen
         dsn = loading.fill(postgres, corpus, 2).dsn
         bench = Bench(dsn, load_settings({}, state_dir=keep / "state", database_url=dsn), corpus.dim, seconds)
         for part in parts:
-            report = Report(f"gateway-{part}", keep / "part", conditions(nodes=nodes, seconds=seconds))
+            report = Report(
+                f"gateway-{part}", keep / "part", conditions(nodes=nodes, seconds=seconds, command=_COMMAND)
+            )
             PARTS[part](bench, report, chosen)
             _keep(report, keep / "results")
             print((keep / "results" / f"{report.name}.md").read_text(), flush=True)
