@@ -14,14 +14,14 @@ from typing import Any
 from ruvllm import progress
 from ruvllm.answering.answer import Answer, Answerer, Ask
 from ruvllm.corpus.records import Question
-from ruvllm.database import open_database
-from ruvllm.database.pool import Database
 from ruvllm.errors import ArtifactError, LearningError, RegistryError
 from ruvllm.learning import cycle as cycles
 from ruvllm.nightly import collecting, machine
 from ruvllm.nightly.consolidation import consolidate_champion, newest_state
+from ruvllm.nightly.steps import opened as _opened
+from ruvllm.nightly.steps import step as _step
 from ruvllm.settings import Settings
-from ruvllm.workplace import Workplace, open_workplace
+from ruvllm.workplace import Workplace
 
 Result = dict[str, Any]
 
@@ -42,21 +42,6 @@ def alone(settings: Settings) -> Iterator[Callable[[], None]]:
     """No second night within the block; call what is given before each step. See `learning/cycle.py`."""
     with _opened(settings) as database, cycles.alone(database) as still_alone:
         yield still_alone
-
-
-@contextmanager
-def _opened(settings: Settings) -> Iterator[Database]:
-    """The database alone: the encoder takes a second to load, and most of what looks here needs none."""
-    database = open_database(settings)
-    try:
-        yield database
-    finally:
-        database.close()
-
-
-def _step(settings: Settings, cycle_id: str, name: str, work: Callable[[Workplace], Result]) -> Result:
-    with open_workplace(settings) as place:
-        return cycles.once(place.database, cycle_id, name, lambda: work(place))
 
 
 def folder(settings: Settings, cycle_id: str) -> Path:

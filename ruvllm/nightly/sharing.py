@@ -6,16 +6,16 @@ Every outcome is stored under its question, tier and bin, so a share that is don
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ruvllm.database import open_database
 from ruvllm.errors import LearningError
 from ruvllm.learning import cycle as cycles
 from ruvllm.learning.oracle import OracleReport
 from ruvllm.learning.shares import Share
 from ruvllm.nightly import collecting
+from ruvllm.nightly.steps import opened, step
 from ruvllm.settings import Settings
 from ruvllm.workplace import Workplace, open_workplace
 
@@ -23,11 +23,8 @@ Result = dict[str, Any]
 
 
 def is_collected(settings: Settings, cycle_id: str) -> bool:
-    database = open_database(settings)
-    try:
+    with opened(settings) as database:
         return "collect" in cycles.steps_done(database, cycle_id)
-    finally:
-        database.close()
 
 
 def enrol(settings: Settings, cycle_id: str, budget_s: float | None, sample: int | None) -> Result:
@@ -36,7 +33,7 @@ def enrol(settings: Settings, cycle_id: str, budget_s: float | None, sample: int
     def work(place: Workplace) -> Result:
         return {"budget_s": collecting.enrol(collecting.oracle_of(place), place, cycle_id, budget_s, sample)}
 
-    return _step(settings, cycle_id, "enrol", work)
+    return step(settings, cycle_id, "enrol", work)
 
 
 def collect_share(settings: Settings, cycle_id: str, budget_s: float, share: Share) -> Result:
@@ -56,7 +53,7 @@ def gather(settings: Settings, cycle_id: str, budget_s: float, shares: Sequence[
         report = together([OracleReport(**share) for share in shares])
         return {**collecting.collected(collecting.oracle_of(place), report, budget_s), "workers": len(shares)}
 
-    return _step(settings, cycle_id, "collect", work)
+    return step(settings, cycle_id, "collect", work)
 
 
 def together(shares: Sequence[OracleReport]) -> OracleReport:
@@ -76,8 +73,3 @@ def together(shares: Sequence[OracleReport]) -> OracleReport:
         labels=shares[0].labels,
         skipped=dict(skipped),
     )
-
-
-def _step(settings: Settings, cycle_id: str, name: str, work: Callable[[Workplace], Result]) -> Result:
-    with open_workplace(settings) as place:
-        return cycles.once(place.database, cycle_id, name, lambda: work(place))

@@ -6,18 +6,17 @@ change memory are dry in the first night, which shows what they would do, and do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ruvllm import progress
-from ruvllm.database import open_database
 from ruvllm.database.pool import Database
 from ruvllm.inference.tiers import Ladder
-from ruvllm.learning import cycle as cycles
+from ruvllm.nightly.steps import bare_step, step
 from ruvllm.settings import Settings
-from ruvllm.workplace import Workplace, open_workplace
+from ruvllm.workplace import Workplace
 
 if TYPE_CHECKING:
     from ruvllm.memory.tidy.summarise import Summarise
@@ -37,7 +36,7 @@ def watch(settings: Settings, cycle_id: str) -> Result:
         found = canary.score(place.database)
         return {"new": new, "questions": found.questions, "recall": found.recall}
 
-    return _step(settings, cycle_id, "watch", work)
+    return step(settings, cycle_id, "watch", work)
 
 
 def catch_up(settings: Settings, cycle_id: str) -> Result:
@@ -47,7 +46,7 @@ def catch_up(settings: Settings, cycle_id: str) -> Result:
     def work(place: Workplace) -> Result:
         return asdict(burst.merge(place.database, place.embedder, progress=progress.stage("Merging bursts")))
 
-    return _step(settings, cycle_id, "catch-up", work)
+    return step(settings, cycle_id, "catch-up", work)
 
 
 def merge(settings: Settings, cycle_id: str) -> Result:
@@ -57,7 +56,7 @@ def merge(settings: Settings, cycle_id: str) -> Result:
     def work(database: Database) -> Result:
         return dedup(database, settings, progress.stage("Merging duplicates")).as_dict()
 
-    return _bare_step(settings, cycle_id, "merge", work)
+    return bare_step(settings, cycle_id, "merge", work)
 
 
 def compact(settings: Settings, cycle_id: str) -> Result:
@@ -71,7 +70,7 @@ def compact(settings: Settings, cycle_id: str) -> Result:
         shown = [{"members": len(e.members), "text": e.text, "why": e.why} for e in report.clusters[:_SHOWN]]
         return {**report.as_dict(), "shown": shown}
 
-    return _step(settings, cycle_id, "compact", work)
+    return step(settings, cycle_id, "compact", work)
 
 
 @contextmanager
@@ -94,7 +93,7 @@ def archive(settings: Settings, cycle_id: str) -> Result:
     def work(database: Database) -> Result:
         return archive(database, progress=progress.stage("Archiving what is not used")).as_dict()
 
-    return _bare_step(settings, cycle_id, "archive", work)
+    return bare_step(settings, cycle_id, "archive", work)
 
 
 def decay(settings: Settings, cycle_id: str) -> Result:
@@ -104,7 +103,7 @@ def decay(settings: Settings, cycle_id: str) -> Result:
     def work(database: Database) -> Result:
         return decay(database, progress=progress.stage("Fading edges")).as_dict()
 
-    return _bare_step(settings, cycle_id, "decay", work)
+    return bare_step(settings, cycle_id, "decay", work)
 
 
 def keep_up(settings: Settings, cycle_id: str) -> Result:
@@ -116,18 +115,4 @@ def keep_up(settings: Settings, cycle_id: str) -> Result:
         forgotten = writes.forget_all(database, _KEYS_KEPT_DAYS)
         return {**keep_up(database, progress.stage("Keeping indexes fit")).as_dict(), "writes_forgotten": forgotten}
 
-    return _bare_step(settings, cycle_id, "upkeep", work)
-
-
-def _step(settings: Settings, cycle_id: str, name: str, work: Callable[[Workplace], Result]) -> Result:
-    with open_workplace(settings) as place:
-        return cycles.once(place.database, cycle_id, name, lambda: work(place))
-
-
-def _bare_step(settings: Settings, cycle_id: str, name: str, work: Callable[[Database], Result]) -> Result:
-    """A step that needs neither encoder nor models."""
-    database = open_database(settings)
-    try:
-        return cycles.once(database, cycle_id, name, lambda: work(database))
-    finally:
-        database.close()
+    return bare_step(settings, cycle_id, "upkeep", work)
