@@ -6,6 +6,7 @@ not with the whole memory: what is linked costs what came, however much is there
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -26,15 +27,20 @@ _BATCH = 512  # new nodes linked at once
 
 @dataclass(frozen=True)
 class LinkReport:
-    """`found` edges by provenance, of which `written` were not there before."""
+    """Edges by provenance: `found` all that there are reasons for, `made` those that were not there before."""
 
     nodes: int
     found: dict[str, int]
-    written: int
+    made: dict[str, int]
+
+    @property
+    def written(self) -> int:
+        return sum(self.made.values())
 
     def __str__(self) -> str:
-        kinds = ", ".join(f"{count} by {name}" for name, count in self.found.items()) or "none"
-        return f"{self.nodes} nodes linked: {self.written} new edges ({kinds})"
+        """Says of every kind how many are new, also where none is: so it shows what was looked for and found before."""
+        kinds = ", ".join(f"{self.made.get(name, 0)} of {count} by {name}" for name, count in self.found.items())
+        return f"{self.nodes} nodes linked: {self.written} new edges ({kinds or 'none found'})"
 
 
 def link_nodes(
@@ -46,16 +52,14 @@ def link_nodes(
         DatabaseError: Postgres is out of reach; what was linked by then stays.
     """
     wanted = list(dict.fromkeys(ids))
-    found: dict[str, int] = {}
-    written = 0
+    found, made = Counter[str](), Counter[str]()
     for start in range(0, len(wanted), _BATCH):
         part = wanted[start : start + _BATCH]
-        made = touching(_linked(memory, part, how or Linking()), part)
-        written += _write(memory, made)
-        for name, count in made.counts.items():
-            found[name] = found.get(name, 0) + count
-        progress(min(start + _BATCH, len(wanted)), len(wanted), f"{written} edges")
-    return LinkReport(len(wanted), dict(sorted(found.items())), written)
+        edges = touching(_linked(memory, part, how or Linking()), part)
+        found.update(edges.counts)
+        made.update(_write(memory, edges))
+        progress(min(start + _BATCH, len(wanted)), len(wanted), f"{made.total()} edges")
+    return LinkReport(len(wanted), dict(sorted(found.items())), dict(sorted(made.items())))
 
 
 def link_used(memory: Memory, answers: Iterable[Sequence[int]], least: int = 1) -> LinkReport:
@@ -71,8 +75,9 @@ def shared_ids(memory: Memory) -> list[int]:
         return [int(id) for (id,) in connection.execute(_SHARED)]
 
 
-def _write(memory: Memory, made: Linked) -> int:
-    return sum(memory.link_all(edges, by) for by, edges in made.by_provenance())
+def _write(memory: Memory, made: Linked) -> dict[str, int]:
+    """How many were new, by provenance."""
+    return {by: memory.link_all(edges, by) for by, edges in made.by_provenance()}
 
 
 def _linked(memory: Memory, ids: Sequence[int], how: Linking) -> Linked:
@@ -100,12 +105,17 @@ def _by_title(memory: Memory, node: Node) -> list[Hit]:
 
 
 def linkables(nodes: Sequence[Node]) -> list[Linkable]:
-    """Nodes as texts to link; those of one source in the order of their ids, which is that of ingest."""
-    places: dict[str, int] = {}
-    made = []
-    for node in sorted(nodes, key=lambda node: node.id):
-        context = node.metadata.get("context", "")
-        places[node.source] = places.get(node.source, -1) + 1
-        title = title_of(node.text, context if isinstance(context, str) else "")
-        made.append(Linkable(node.id, node.text, title, node.source, places[node.source]))
-    return made
+    """Nodes as texts to link.
+
+    A document is what one source has under one first heading (a file of records holds many); a node without headings
+    is alone. Its place is its id: pieces were written in a row, and two that meet here by nearness alone do not follow
+    one another.
+    """
+    return [_linkable(node) for node in sorted(nodes, key=lambda node: node.id)]
+
+
+def _linkable(node: Node) -> Linkable:
+    context = node.metadata.get("context", "")
+    context = context if isinstance(context, str) else ""
+    document = context.split(" > ")[0] or f"node {node.id}"
+    return Linkable(node.id, node.text, title_of(node.text, context), node.source, node.id, document)

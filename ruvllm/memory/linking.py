@@ -35,13 +35,16 @@ _BLOCK = 1024  # rows of similarities computed at once
 
 @dataclass(frozen=True)
 class Linkable:
-    """A text to link. `place` orders the texts of one source; `title` as `naming.title_of` has it."""
+    """A text to link. `place` orders the texts of one document, which is what has one source and one `document`;
+    `title` as `naming.title_of` has it.
+    """
 
     id: int
     text: str
     title: str = ""
     source: str = ""
     place: int = 0
+    document: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,10 +144,10 @@ def _heaviest(found: Iterable[Link]) -> tuple[Link, ...]:
 
 
 def _order(texts: Sequence[Linkable]) -> Iterator[Link]:
-    documents: dict[str, list[Linkable]] = defaultdict(list)
+    documents: dict[tuple[str, str], list[Linkable]] = defaultdict(list)
     for each in texts:
         if each.source:
-            documents[each.source].append(each)
+            documents[each.source, each.document].append(each)
     for parts in documents.values():
         for a, b in pairwise(sorted(parts, key=lambda each: each.place)):
             if b.place == a.place + 1:

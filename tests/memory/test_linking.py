@@ -202,6 +202,17 @@ def test_a_new_node_is_linked_with_what_was_there(memory: Memory) -> None:
     assert (new[0], old[0], "Cites", "link:title") in edges_of(memory)
 
 
+def test_pieces_that_meet_by_nearness_alone_do_not_follow_one_another(memory: Memory) -> None:
+    """Linked piece by piece, as a later ingest does, with the middle one far from both: 3 must not follow 1."""
+    texts = ("Velm\n\nIda Torsen built Velm.", "Velm\n\nclocks", "Velm\n\nIda Torsen left Velm.")
+    ids = memory.add([NewNode(text, source="a.md", metadata={"context": "Velm"}) for text in texts]).ids
+    other = memory.add([NewNode("Velm\n\nIda Torsen.", source="a.md", metadata={"context": "Camber"})]).ids
+    for id in (*ids, *other):
+        link_nodes(memory, [id])
+    follows = {(a, b) for a, b, rel, _ in edges_of(memory) if rel == "Follows"}
+    assert follows <= {(ids[1], ids[0]), (ids[2], ids[1])}
+
+
 def test_texts_of_users_are_not_linked(memory: Memory) -> None:
     ids = memory.add([NewNode(PASSAGES[0]), NewNode(PASSAGES[1], trust="untrusted", writer="ida")]).ids
     assert link_nodes(memory, ids).written == 0

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 from ruvllm.errors import InputError
 from ruvllm.memory.edges import Edge
+from ruvllm.memory.linker import link_nodes
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.store import Memory
 from ruvllm.progress import Progress, silent
@@ -22,17 +24,21 @@ MAX_FILE = 32 * 2**20  # bytes; a larger file is refused by name
 _FLUSH = 256  # nodes gathered before memory writes them
 _HEADING = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t#]*$")
 _FENCE = re.compile(r"[ \t]*(```|~~~)")
-_AUTHOR = "ingest"
+_BY = "link:order"  # what made the edges between pieces of a document; see ruvllm/memory/linking.py
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """`files` were read whole; each of `bad` is (path, reason), and nothing of it was written."""
+    """`files` were read whole; each of `bad` is (path, reason), and nothing of it was written.
+
+    `links` counts new edges by what made them, as `ruvllm/memory/linking.py` lists it.
+    """
 
     files: int
     nodes_written: int
     nodes_skipped: int
     bad: tuple[tuple[str, str], ...]
+    links: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,18 @@ class _Tally:
     written: int = 0
     skipped: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
+    links: Counter[str] = field(default_factory=Counter)
+    to_link: list[int] = field(default_factory=list)
 
 
 def ingest_paths(memory: Memory, paths: Sequence[Path | str], progress: Progress = silent) -> IngestReport:
     """Read files, and folders through and through; what memory holds already is skipped, a bad file is named.
 
+    What is new is linked at the end, with what is near it in memory; a run that adds nothing links nothing.
+
     Raises:
-        DatabaseError: Postgres is out of reach. Files before that are in memory; running it again goes on.
+        DatabaseError: Postgres is out of reach. Files before that are in memory; running it again goes on, and
+            `ruvllm memory link` links what a run that was cut short did not.
     """
     tally = _Tally()
     found = list(_found([Path(path) for path in paths], tally))
@@ -79,7 +90,10 @@ def ingest_paths(memory: Memory, paths: Sequence[Path | str], progress: Progress
             waiting = []
         progress(done, len(found), file.source)
     _flush(memory, waiting, tally)
-    return IngestReport(tally.files, tally.written, tally.skipped, tuple(tally.bad))
+    tally.links.update(link_nodes(memory, tally.to_link).made)
+    return IngestReport(
+        tally.files, tally.written, tally.skipped, tuple(tally.bad), dict(sorted((+tally.links).items()))
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -94,7 +108,8 @@ def _flush(memory: Memory, documents: Sequence[Sequence[NewNode]], tally: _Tally
         ids = report.ids[start : start + len(document)]
         follows += [(b, a, "Follows", 1.0) for a, b in pairwise(ids) if a != b]
         start += len(document)
-    memory.link_all(follows, _AUTHOR)
+    tally.links[_BY] += memory.link_all(follows, _BY)
+    tally.to_link += report.ids if report.written else ()
     tally.written += report.written
     tally.skipped += report.skipped
 
