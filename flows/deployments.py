@@ -12,6 +12,7 @@ from prefect import Flow, serve
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron, Interval, Schedule
 
+from flows.attend import attend
 from flows.collect import collect
 from flows.consolidate import consolidate
 from flows.evaluate import evaluate
@@ -29,7 +30,7 @@ from ruvllm.settings import Settings, load_settings
 PROMOTE_EVERY = timedelta(minutes=5)
 REFINE_EVERY = timedelta(hours=1)  # a look at how much was rated since; most do nothing
 STEPS: tuple[Flow[..., Any], ...] = (
-    collect, train, evaluate, propose, consolidate, maintain, serve_champion, report,
+    collect, train, attend, evaluate, propose, consolidate, maintain, serve_champion, report,
 )  # fmt: skip  # each alone, by hand, for one cycle
 
 

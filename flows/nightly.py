@@ -1,4 +1,5 @@
-"""The night: collect, train, evaluate, propose; with an approval also promote and consolidate; maintain; serve; report.
+"""The night: collect, train, attend, evaluate, propose; with an approval also promote and consolidate; then maintain,
+serve, report.
 
 A night that was killed is taken up where it stopped: the steps that are done are not done again.
 """
@@ -11,6 +12,7 @@ from prefect import flow
 from prefect.logging.handlers import APILogHandler
 from pydantic import Field
 
+from flows.attend import attend
 from flows.collect import collect
 from flows.consolidate import consolidate
 from flows.evaluate import evaluate
@@ -54,8 +56,8 @@ def nightly(
     """
     settings = load_settings()
     parts = (
-        (collect, (questions, budget_s, sample)), (train, ()), (evaluate, ()), (propose, ()), (promote, (approve_as,)),
-        (consolidate, ()), (maintain, ()), (serve, ()), (report, ()),
+        (collect, (questions, budget_s, sample)), (train, ()), (attend, ()), (evaluate, ()), (propose, ()),
+        (promote, (approve_as,)), (consolidate, ()), (maintain, ()), (serve, ()), (report, ()),
     )  # fmt: skip
     with night.alone(settings) as still_alone:
         cycle_id = night.begin(settings, cycle_id)

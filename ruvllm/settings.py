@@ -52,6 +52,7 @@ class Settings:
     max_tokens: int = 48  # of an answer, unless the request says otherwise
     deadline_s: float = 60.0
     search_k: int = 32
+    attention: str = "auto"  # auto | off: auto reorders what is found where the promoted router's bundle carries a part
     explore: float = 0.1  # epsilon of the epsilon-greedy exploration
     explorer: str = "epsilon-greedy"  # epsilon-greedy | thompson: how tiers are explored; bins: by epsilon either way
     confidence_floor: float = 0.0  # below it the fallback policy acts; 0: the bundle's own threshold
@@ -100,6 +101,7 @@ class Settings:
         _one_of("ladder", self.ladder, ("auto", "lfm2", "packaged"))
         _one_of("encoder", self.encoder, ("minilm", "lfm2"))
         _one_of("quantisation", self.quantisation, ("auto", "Q4_0", "Q4_K_M", "Q5_K_M", "Q8_0", "F16"))
+        _one_of("attention", self.attention, ("auto", "off"))
         _between("explore", self.explore, 0.0, 1.0)
         _one_of("explorer", self.explorer, ("epsilon-greedy", "thompson"))
         _between("confidence_floor", self.confidence_floor, 0.0, 1.0)

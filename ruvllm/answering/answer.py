@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ruvllm.answering.asking import Answer, Ask, checked_bin, cleaned
+from ruvllm.answering.attending import Attending
 from ruvllm.answering.interactions import Interaction, Interactions
 from ruvllm.answering.offering import Offer
 from ruvllm.answering.perception import Perception
@@ -26,6 +27,7 @@ from ruvllm.answering.privacy import Level, level
 from ruvllm.answering.recall import CACHE, Recall, Recalled, Recited, fits, may_recall
 from ruvllm.answering.sessions import Session, Sessions, key_of, trimmed
 from ruvllm.answering.streaming import AnswerStream
+from ruvllm.attention.stage import Placed
 from ruvllm.errors import (
     BackendError,
     DatabaseError,
@@ -104,6 +106,7 @@ class _Run:
     degraded: list[str] = field(default_factory=list)
     decision: Decision = field(init=False)
     hits: list[Hit] = field(default_factory=list)
+    attended: tuple[Placed, ...] = ()  # the hits' places and scores before and after attention, where there is one
     features: NDArray[np.float32] = field(init=False)
     tier: int = 0
     context_bin: int = 0
@@ -135,6 +138,7 @@ class Answerer:
         self.live = Live(interactions.database, tiers=self.ladder.names)
         self.sessions = Sessions()
         self._recall = recall
+        self._attending = Attending(perception)
         self.spool: Spooling | None = None
         self.trial: Callable[[], Trial | None] = lambda: None
         self.shadow: Callable[[str, Decision], None] = lambda request_id, decision: None
@@ -148,10 +152,11 @@ class Answerer:
         """Swap the router; one reference assignment, so a request sees the old or the new, never both.
 
         Raises:
-            BundleError: the router was trained for another ladder.
+            BundleError: the router was trained for another ladder, or its attention part is damaged.
         """
         if runtime is not None:
             runtime.require(self.ladder.name, self.ladder.names, self.perception.embedder.id)
+            self._attending.ready(runtime)
         self._policy = self._policy_of(runtime)
 
     def _policy_of(self, runtime: RouterRuntime | None) -> Policy:
@@ -314,6 +319,7 @@ class Answerer:
 
     def _with_a_tier(self, run: _Run, ask: Callable[[Model, Prompt, Sampling, float], T]) -> T:
         """What `ask` gives for the chosen tier; if its process dies, for the next one that is there."""
+        self._attending.reorder(run)
         last: Exception | None = None
         for index in self._offer.order(run.ask, run.decision.tier, run.refused):
             run.tier = index
@@ -386,6 +392,7 @@ class Answerer:
             total_ms=run.clock.total(),
             cost=cost(tier, self.ladder, generation.prompt_tokens, generation.completion_tokens),
             ttft_ms=run.ttft_ms,
+            attended=run.attended,
         )
         self._keep_session(run, answer)
         return self._stored(run, answer)

@@ -9,6 +9,7 @@ import uuid
 from dataclasses import dataclass, replace
 
 from ruvllm.answering.privacy import INTERNAL, level
+from ruvllm.attention.stage import Placed
 from ruvllm.errors import InputError
 from ruvllm.inference.types import ROUTED_BINS, Generation
 from ruvllm.memory.records import Hit
@@ -70,6 +71,7 @@ class Answer:
     degraded: tuple[str, ...] = ()
     quality: float | None = None
     ttft_ms: float | None = None  # until the first piece of a stream; None: answered in one piece
+    attended: tuple[Placed, ...] = ()  # the nodes in attention's order, each with its place and score before it
     writeback: str = "stored"  # stored | spooled | dropped | off (the privacy level forbids it)
 
 

@@ -110,6 +110,15 @@ class Subgraph:
             self.messages[sort],
         )
 
+    def without(self, ids: Sequence[int]) -> Subgraph:
+        """The same without these nodes and whatever they say or hear."""
+        kept = ~np.isin(self.ids, np.asarray(ids, dtype=np.int64))
+        place, heard = np.cumsum(kept) - 1, kept[self.source] & kept[self.target]
+        return Subgraph(
+            self.ids[kept], self.nodes[kept], self.product[kept], self.prior[kept], self.hop[kept], self.time[kept],
+            place[self.source[heard]], place[self.target[heard]], self.code[heard], self.messages[heard],
+        )  # fmt: skip
+
 
 def sound(edges: Edges, n: int) -> Edges:
     """Edges with both ends among the `n` nodes, not to itself, with finite numbers in range, at most MAX_EDGES.

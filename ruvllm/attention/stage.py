@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +44,28 @@ class Ranked:
     def summary(self) -> Array | None:
         """(width,) what was attended to, in one vector; None where nothing attended."""
         return self.attended.summary if self.attended else None
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A node before and after attention: its place in the plain search (0: not found there), and both scores."""
+
+    node: int
+    before: int
+    score_before: float
+    score: float
+    hop: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"node": self.node, "before": self.before, "score_before": round(self.score_before, 6),
+                "score": round(self.score, 6), "hop": self.hop}  # fmt: skip
+
+
+def placed(ranked: Ranked, before: Mapping[int, int]) -> dict[int, Placed]:
+    """By id, in attention's order; `before` holds places from 1 in the plain search."""
+    hops = dict(zip(ranked.graph.ids.tolist(), ranked.graph.hop.tolist(), strict=True))
+    rows = zip(ranked.ids.tolist(), ranked.prior.tolist(), ranked.scores.tolist(), strict=True)
+    return {id: Placed(id, before.get(id, 0), prior, score, int(hops[id])) for id, prior, score in rows}
 
 
 class Retriever:

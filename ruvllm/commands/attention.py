@@ -28,10 +28,12 @@ def explain(
 ) -> None:
     """What memory retrieves for a question: the graph, with places before and after attention.
 
+    Attention is the part of the promoted router's bundle; without one, the order before it is shown.
+
     [dim]ruvllm memory explain "highest mountain of Chad" --image graph.svg[/]
     """
-    from ruvllm.attention.active import current
     from ruvllm.attention.explain import draw, explained
+    from ruvllm.attention.part import carried
     from ruvllm.attention.source import MemorySource
     from ruvllm.attention.stage import Retriever
     from ruvllm.memory.naming import title_of
@@ -40,7 +42,8 @@ def explain(
 
     settings, question = settings_here(), clean_text(question, "question")
     with open_workplace(settings) as place:
-        retriever = Retriever(MemorySource(place.memory, reader), place.embedder.id, current(settings))
+        part = carried(place.champion())
+        retriever = Retriever(MemorySource(place.memory, reader), place.embedder.id, part)
         ranked = retriever.rank(question, place.embedder.embed_one(question), reader)
         nodes = place.memory.get(ranked.ids[: max(k, 24)].tolist())
     titles = {node.id: title_of(node.text, str(node.metadata.get("context", ""))) or node.text for node in nodes}
@@ -72,5 +75,5 @@ def link(as_json: Json = False) -> None:
 
     with open_workplace(settings_here()) as place, showing(as_json, "Linking") as progress:
         report = link_nodes(place.memory, shared_ids(place.memory), progress=progress)
-    say(as_json, {"nodes": report.nodes, "found": report.found, "written": report.written},
-        lambda: console.print(str(report)))  # fmt: skip
+    about = {"nodes": report.nodes, "found": report.found, "made": report.made, "written": report.written}
+    say(as_json, about, lambda: console.print(str(report)))

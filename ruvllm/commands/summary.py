@@ -49,6 +49,7 @@ def _learning(steps: dict[str, Any]) -> Any:
             f"{evaluate['regret_after']:.3f} [{low:.3f}, {high:.3f}]",
         ],
         ["tier accuracy against the oracle, held out", evaluate["accuracy_tier"]],
+        ["attention part of the bundle", f"{steps['attend']['part']}: {steps['attend']['why']}"],
         ["gates passed", _gates_passed(steps["propose"])],
         ["promoted version", promote["version"] if promote["promoted"] else f"none: {promote['why']}"],
         ["answers written to memory / merged / skipped", " / ".join(str(writes.get(k, 0)) for k in _OUTCOMES)],

@@ -16,7 +16,7 @@ from ruvllm.answering.answer import Answer, Answerer, Ask
 from ruvllm.corpus.records import Question
 from ruvllm.errors import ArtifactError, LearningError, RegistryError
 from ruvllm.learning import cycle as cycles
-from ruvllm.nightly import collecting, machine
+from ruvllm.nightly import attending, collecting, machine
 from ruvllm.nightly.consolidation import consolidate_champion, newest_state
 from ruvllm.nightly.steps import opened as _opened
 from ruvllm.nightly.steps import step as _step
@@ -219,14 +219,20 @@ def propose(settings: Settings, cycle_id: str) -> Result:
     from ruvllm.registry.package import register_candidate
 
     def work(place: Workplace) -> Result:
-        trained = _result_of(place, cycle_id, "train")
+        trained, attended = (_result_of(place, cycle_id, name) for name in ("train", "attend"))
         registered = register_candidate(
             settings,
             place.database,
-            bundle=settings.state_dir / trained["bundle"],
+            bundle=attending.proposed(folder(settings, cycle_id)),
             report={**_report(settings, place, cycle_id), **_decision_latency(trained["metrics"])},
             cycle_id=cycle_id,
-            params={"snapshot": trained["snapshot"], "rows": trained["rows"], "dvc_lock": trained["dvc_lock"]},
+            params={
+                "snapshot": trained["snapshot"],
+                "rows": trained["rows"],
+                "dvc_lock": trained["dvc_lock"],
+                "attention": attended["part"],
+                **attending.figures(attended),
+            },
             machine=machine.read_samples(folder(settings, cycle_id) / machine.FILE),
         )
         return {

@@ -17,6 +17,7 @@ from typing import Any
 from ruvllm.database import open_database
 from ruvllm.errors import ArtifactError, LearningError, RegistryError
 from ruvllm.learning.traffic import FILE, Traffic, read_traffic, save_traffic
+from ruvllm.nightly.attending import ROUTER, carry, proposed
 from ruvllm.nightly.consolidation import newest_state
 from ruvllm.registry import ledger
 from ruvllm.router.bundle import read_bundle
@@ -91,7 +92,7 @@ def _base(place: Workplace) -> Path:
             "refinement: no promoted router for this ladder; run `ruvllm cycle` and approve its candidate"
         )
     folder = place.settings.state_dir / "cycles" / row.cycle_id
-    if not (folder / "bundle").is_dir() or read_bundle(folder / "bundle").sha256 != row.sha256:
+    if not (folder / ROUTER).is_dir() or read_bundle(proposed(folder)).sha256 != row.sha256:
         raise LearningError(
             f"refinement: {folder} does not hold the champion, version {row.version}; restore it from a backup, or let"
             " the next night train anew"
@@ -130,16 +131,17 @@ def _make(place: Workplace, base: Path, traffic: Traffic, version: str) -> Resul
         raise LearningError("refinement: no EWC state; consolidate the champion first (the next promotion check does)")
     save_traffic(traffic, folder / FILE)
     shutil.copyfile(base / "snapshot.npz", folder / "snapshot.npz")
-    refined = refine(base / "bundle", traffic, load_ewc(state))
-    shutil.rmtree(folder / "bundle", ignore_errors=True)  # of a run that was killed
-    write_refined(refined, version, datetime.now(UTC).isoformat(timespec="seconds"), folder / "bundle")
+    refined = refine(base / ROUTER, traffic, load_ewc(state))
+    shutil.rmtree(folder / ROUTER, ignore_errors=True)  # of a run that was killed
+    write_refined(refined, version, datetime.now(UTC).isoformat(timespec="seconds"), folder / ROUTER)
+    carry(base, folder)
     snapshot, config = load_snapshot(folder / "snapshot.npz"), refined.checkpoint.config
-    report = evaluate(snapshot, folder / "bundle", base / "bundle", config, part_of(traffic, refined.held))
-    runtime = RouterRuntime.load(folder / "bundle")
+    report = evaluate(snapshot, folder / ROUTER, base / ROUTER, config, part_of(traffic, refined.held))
+    runtime = RouterRuntime.load(folder / ROUTER)
     times = decision_times(runtime, refined.features, config.evaluation.timing_calls)
     _write(folder / "report.json", report)
     registered = register_candidate(
-        place.settings, place.database, bundle=folder / "bundle", report={**report, "decision_us": times},
+        place.settings, place.database, bundle=proposed(folder), report={**report, "decision_us": times},
         cycle_id=version, params={"snapshot": snapshot.digest, **refined.figures},
     )  # fmt: skip
     changes = report["changes"]

@@ -31,9 +31,10 @@ MANIFEST_FILE = "manifest.json"
 ROUTER_FILE = "router.safetensors"
 GOLDEN_FILE = "golden.safetensors"
 TRANSFORMS_FILE = "transforms.safetensors"  # optional
+ATTENTION_FILE = "attention.safetensors"  # optional; ruvllm.attention.part reads it
 COMPACT_FILE, COMPACT_GOLDEN_FILE = "compact.safetensors", "compactgolden.safetensors"  # optional, both or none
 _REQUIRED = (ROUTER_FILE, GOLDEN_FILE)
-_KNOWN = (*_REQUIRED, TRANSFORMS_FILE, COMPACT_FILE, COMPACT_GOLDEN_FILE)
+_KNOWN = (*_REQUIRED, TRANSFORMS_FILE, COMPACT_FILE, COMPACT_GOLDEN_FILE, ATTENTION_FILE)
 _MAX_BYTES = 64 * 1024 * 1024
 _RESET_GATE = ("W_r", "U_r", "b_r")
 
@@ -162,8 +163,8 @@ def _listed(folder: Path, manifest: Manifest) -> list[str]:
     if not names <= set(_KNOWN) or not names >= set(_REQUIRED) or halved:
         raise BundleError(
             f"bundle {folder}: {MANIFEST_FILE} lists {', '.join(sorted(names)) or 'no file'};"
-            f" want {' and '.join(_REQUIRED)}, and at most {TRANSFORMS_FILE} and {COMPACT_FILE} with"
-            f" {COMPACT_GOLDEN_FILE} beside them"
+            f" want {' and '.join(_REQUIRED)}, and at most {TRANSFORMS_FILE}, {ATTENTION_FILE} and"
+            f" {COMPACT_FILE} with {COMPACT_GOLDEN_FILE} beside them"
         )
     return sorted(names)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_STAGES = {"embed": "embed", "search": "retrieve", "route": "route"}  # stage of an answer -> metric
+_STAGES = {"embed": "embed", "search": "retrieve", "attend": "attend", "route": "route"}  # stage of an answer -> metric
 
 
 class Metrics:

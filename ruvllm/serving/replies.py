@@ -106,6 +106,7 @@ def decision_of(answer: Answer, encoder: str) -> dict[str, Any]:
         "context_bin": answer.context_bin,
         "used": list(answer.used),
         "hits": [hit_object(hit) for hit in answer.hits],
+        "attended": [place.as_dict() for place in answer.attended],
         "stage_ms": {name: round(ms, 3) for name, ms in answer.stage_ms.items()},
         "total_ms": round(answer.total_ms, 3),
         "cost": answer.cost,

@@ -81,10 +81,22 @@ class DecisionReply(Shown):
     versions: Versions
 
 
+class AttendedReply(Shown):
+    """A node's place in the plain search (0: not found there), its score there and after attention, its hops away."""
+
+    node: int
+    before: int
+    score_before: float
+    score: float
+    hop: int
+
+
 class AnswerDecision(DecisionReply):
-    """The `ruvllm` object of an answer: the decision, and what became of it. `used` are the nodes in the prompt."""
+    """The `ruvllm` object of an answer: the decision, and what became of it. `used` are the nodes in the prompt;
+    `attended` is empty where attention is off."""
 
     used: list[int]
+    attended: list[AttendedReply]
     stage_ms: dict[str, float]
     total_ms: float
     cost: float

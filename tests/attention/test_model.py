@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ruvllm.attention import active
 from ruvllm.attention.arrays import ArraySource
 from ruvllm.attention.model import AttentionModel, from_bytes, read, to_bytes
 from ruvllm.attention.runtime import AttentionRuntime
@@ -19,7 +18,6 @@ from ruvllm.attention.stage import Retriever
 from ruvllm.embedding.adapter import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.errors import ArtifactError
-from ruvllm.settings import Settings
 from tests.attention.made import SMALL, graph, network
 
 EMBEDDER = EmbeddingAdapter(HashingEncoder())
@@ -99,30 +97,6 @@ def test_golden_scores_catch_weights_that_were_swapped() -> None:
 def test_a_missing_file_says_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="train it again"):
         read(tmp_path / "none.safetensors")
-
-
-# --- in use -----------------------------------------------------------------------------------------------------------
-
-
-def test_installed_and_current(settings: Settings) -> None:
-    assert active.current(settings) is None
-    active.install(model(), settings)
-    found = active.current(settings)
-    assert found is not None
-    assert found.version == "1.0"
-    active.remove(settings)
-    assert active.current(settings) is None
-
-
-def test_a_damaged_model_in_use_is_named(settings: Settings) -> None:
-    digest = active.install(model(), settings)
-    path = active.folder(settings) / f"{digest}.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(ArtifactError, match="sha256"):
-        active.current(settings)
-    (active.folder(settings) / "current.json").write_text('{"sha256": "../../etc/passwd"}')
-    with pytest.raises(ArtifactError, match="damaged"):
-        active.current(settings)
 
 
 @pytest.fixture

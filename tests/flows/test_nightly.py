@@ -93,6 +93,11 @@ def test_a_night_that_was_stopped_is_taken_up_by_the_flows_of_make_up(night_envi
     result = night.results(settings)
     steps = result["steps"]
     assert result["cycle_id"] == cycle_id
+    assert steps["attend"]["lessons"]["oracle train"] > 0, steps["attend"]
+    assert (steps["attend"]["part"], steps["attend"]["held"]) == (
+        "none",
+        steps["evaluate"]["n_test"],
+    )  # too few to judge
     assert steps["promote"]["promoted"], steps["promote"]
     assert steps["promote"]["approved_by"] == "tester"
     assert steps["consolidate"]["consolidated"]
