@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.attention.week STATE docs/attention-week.md
 
-STATE is the state directory of nights that have been run (`make cycle`, or tests/benchmarks/night/week.py). Exactly what
-the step `attend` of the next night would do, with nothing packed or registered; runs no model that answers.
+STATE is the state directory of nights that have been run (`make cycle`, or tests/benchmarks/night/week.py). What the
+step `attend` of the next night would do, with nothing packed or registered; runs no model that answers.
 """
 
 from __future__ import annotations
