@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ruvllm.errors import InputError, TooLargeError
 
@@ -16,6 +16,14 @@ _PARAGRAPH = re.compile(r"\n\s*\n")
 # after . ! ? … and their Arabic, Devanagari and CJK kin; CJK writes no space behind a full stop
 _SENTENCE = re.compile(r"(?<=[.!?…؟।])[\"'”’)\]]*\s+|(?<=[。！？])\s*")
 _INVISIBLE = {"Zs", "Zl", "Zp", "Cc", "Cf"}
+
+
+def whole_question(question: str, history: Sequence[Sequence[str]]) -> str:
+    """A follow-up alone means nothing to who was not there: it goes behind the question that opened its session.
+
+    `history` holds (question, answer) of the earlier turns.
+    """
+    return f"{history[0][0]} {question}" if history else question
 
 
 def clean_text(text: str, name: str = "text", limit: int = LIMIT) -> str:

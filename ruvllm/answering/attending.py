@@ -23,6 +23,7 @@ from ruvllm.attention.source import MemorySource, TermCache
 from ruvllm.attention.stage import Placed, Ranked, Retriever, placed
 from ruvllm.errors import ArtifactError, BundleError, DatabaseError, InputError
 from ruvllm.memory.records import Hit
+from ruvllm.text import whole_question
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class Attending:
         ask, memory = run.ask, self._perception.memory
         source = MemorySource(memory, ask.writer, terms=self._terms)
         ranked = Retriever(source, model.encoder, model).rank(
-            whole_question(ask), self._perception.vector(ask), ask.writer
+            whole_question(ask.question, ask.history), self._perception.vector(ask), ask.writer
         )
         hits = self._hits(run.hits, ranked, self._perception.settings.search_k)
         kept = diverse(hits)
@@ -134,11 +135,6 @@ class Attending:
             vectors = memory.vectors([node.id for node in nodes])
             known |= {node.id: Hit(node, cosines[node.id], row) for node, row in zip(nodes, vectors, strict=True)}
         return [known[id] for id in ids if id in known]  # one that was forgotten meanwhile is left out
-
-
-def whole_question(ask: Ask) -> str:
-    """A follow-up stands behind the question that opened its session, as it is embedded."""
-    return f"{ask.history[0][0]} {ask.question}" if ask.history else ask.question
 
 
 def diverse(hits: Sequence[Hit]) -> list[Hit]:

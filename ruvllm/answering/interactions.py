@@ -32,7 +32,7 @@ from ruvllm.memory.store import Memory
 from ruvllm.memory.tidy import decay
 from ruvllm.memory.writing.writes import KEY_LIMIT
 from ruvllm.router.layout import LAYOUT
-from ruvllm.text import clean_text, is_clean
+from ruvllm.text import clean_text, is_clean, whole_question
 
 if TYPE_CHECKING:
     from ruvllm.answering.asking import Answer, Ask
@@ -353,7 +353,7 @@ def _write_correction(memory: Memory, connection: Connection, row: dict[str, obj
     It comes from what they know and not from the passages that were shown, so it is derived from none.
     """
     return memory.write_back(
-        question=_whole_question(row),
+        question=whole_question(str(row["question"]), row["history"]),  # type: ignore[arg-type]  # jsonb
         answer=given.text,
         quality=1.0,
         quality_source="feedback",
@@ -370,7 +370,7 @@ def _write_back(
     if quality is None or source is None:
         return WriteBack("unscored", None, "no gold answer and no feedback")
     return memory.write_back(
-        question=_whole_question(row),
+        question=whole_question(str(row["question"]), row["history"]),  # type: ignore[arg-type]  # jsonb
         answer=str(row["answer"]),
         quality=quality,
         quality_source=source,
@@ -389,12 +389,6 @@ def _key(name: str) -> str:
     if len(name) <= KEY_LIMIT and is_clean(name):
         return name
     return f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
-
-
-def _whole_question(row: dict[str, object]) -> str:
-    """A follow-up alone means nothing to a later reader: it goes behind the question that opened the session."""
-    history: list[list[str]] = row["history"]  # type: ignore[assignment]  # jsonb
-    return f"{history[0][0]} {row['question']}" if history else str(row["question"])
 
 
 def _now() -> str:

@@ -23,6 +23,7 @@ from ruvllm.router.features import FeatureInput, extract
 from ruvllm.router.live import NOTHING_KNOWN, Now
 from ruvllm.router.runtime import RouterRuntime
 from ruvllm.settings import Settings
+from ruvllm.text import whole_question
 
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
@@ -41,7 +42,7 @@ class Perception:
 
     def vector(self, ask: Ask) -> Vector:
         """(d,) unit vector; a follow-up is embedded behind the question that opened its session."""
-        return self.embedder.embed_one(f"{ask.history[0][0]} {ask.question}" if ask.history else ask.question)
+        return self.embedder.embed_one(whole_question(ask.question, ask.history))
 
     def search(self, vector: Vector, reader: str = "") -> list[Hit]:
         return self.memory.search(vector, self.settings.search_k, reader=reader)

@@ -22,6 +22,7 @@ from ruvllm.learning.attention_labels import Evidence, usefulness
 from ruvllm.memory.records import Vector
 from ruvllm.memory.store import Memory
 from ruvllm.progress import Progress, silent
+from ruvllm.text import whole_question
 
 MOST = 5000  # of the oracle's questions, and of stored answers as many; the latest
 PLAIN = 32  # places of the plain search that a ranking is compared with
@@ -124,7 +125,7 @@ def _of_the_oracle(memory: Memory, gold: Mapping[str, Sequence[str]], most: int)
     for key, question, history, split in rows:
         wanted = [nodes.get(passage) for passage in gold.get(key, ())]
         useful = dict.fromkeys([id for id in wanted if id is not None], 1.0) if None not in wanted else {}
-        yield _Asked(_whole(question, history), f"oracle {split}", useful, held=split == "test")
+        yield _Asked(whole_question(question, history), f"oracle {split}", useful, held=split == "test")
 
 
 def _of_answers(memory: Memory, gold: Mapping[str, Sequence[str]], most: int) -> Iterator[_Asked]:
@@ -137,7 +138,7 @@ def _of_answers(memory: Memory, gold: Mapping[str, Sequence[str]], most: int) ->
         known = [nodes[passage] for passage in keys[request_id] if passage in nodes]
         shown = {id: texts[id] for id in used if id in texts}
         evidence = Evidence(answer, shown, float(quality), gold=known, cited=cited(answer, _context(used, shown)).ids)
-        yield _Asked(_whole(question, history), "answers", usefulness(evidence), own=tuple(own))
+        yield _Asked(whole_question(question, history), "answers", usefulness(evidence), own=tuple(own))
 
 
 def _context(used: Sequence[int], shown: Mapping[int, str]) -> Context:
@@ -150,8 +151,3 @@ def _nodes_of(memory: Memory, keys: Sequence[str]) -> dict[str, int]:
     with memory.database.transaction() as connection:
         rows = connection.execute(_PASSAGES, {"keys": sorted(set(keys))}).fetchall()
     return {str(key): int(id) for key, id in rows}
-
-
-def _whole(question: str, history: Sequence[Sequence[str]]) -> str:
-    """A follow-up stands behind the question that opened its session, as it is embedded."""
-    return f"{history[0][0]} {question}" if history else question

@@ -46,6 +46,7 @@ from ruvllm.router.layout import LAYOUT
 from ruvllm.router.live import Live
 from ruvllm.router.runtime import RouterRuntime
 from ruvllm.settings import Settings
+from ruvllm.text import whole_question
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +219,7 @@ class Oracle:
         tier, model = self.ladder.tiers[place], pool.model(place)
         judge = Judge(model, tier.style, self._hashes[tier.name], self.settings.deadline_s)
         seen = [texts[i] for i in assemble(tier, model, texts, ROUTED_BINS[-1])]
-        question = f"{query.history[0][0]} {query.question}" if query.history else query.question
+        question = whole_question(query.question, query.history)
         return label_answers(self.labels, judge, question, answers, seen)
 
     def _withdraw(self, query: _Query) -> None:

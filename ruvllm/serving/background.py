@@ -20,6 +20,7 @@ from ruvllm.database.pool import Database
 from ruvllm.errors import InputError
 from ruvllm.inference.judge.labels import LabelSource
 from ruvllm.inference.judge.records import Item, Judged
+from ruvllm.text import whole_question
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +77,8 @@ def _lease(database: Database, lease: str, limit: int, lease_s: float) -> list[d
 
 
 def _item(row: Mapping[str, Any]) -> Item | None:
-    """A follow-up alone means nothing: it goes behind the question that opened the session."""
-    history: list[list[str]] = row["history"]
-    question = f"{history[0][0]} {row['question']}" if history else row["question"]
     try:
-        return Item(question, row["answer"], tuple(row["passages"] or ()))
+        return Item(whole_question(row["question"], row["history"]), row["answer"], tuple(row["passages"] or ()))
     except InputError:
         return None
 

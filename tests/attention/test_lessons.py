@@ -15,7 +15,7 @@ from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.inference.fake import FakeModel
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.tiers import Ladder, load_catalogue
-from ruvllm.learning.attention_lessons import Lessons, read_lessons
+from ruvllm.learning.attention_lessons import read_lessons
 from ruvllm.memory.records import NewNode
 from ruvllm.memory.store import Memory
 from ruvllm.router.layout import LAYOUT
@@ -126,7 +126,8 @@ def test_the_latest_are_read_and_no_more(memory: Memory) -> None:
 
 
 def test_an_empty_night_has_no_lessons(memory: Memory) -> None:
-    assert read_lessons(memory, GOLD) == Lessons((), (), {})
+    found = read_lessons(memory, GOLD)
+    assert (found.train, found.held, found.counts) == ((), (), {})
 
 
 def test_a_graph_without_nodes_keeps_the_rest_as_it_was() -> None:

@@ -18,6 +18,7 @@ from ruvllm.errors import InputError
 from ruvllm.inference.judge.judging import Judging
 from ruvllm.inference.judge.records import Item
 from ruvllm.progress import Progress, silent
+from ruvllm.text import whole_question
 
 NO_JUDGE = "no accepted judge"
 NOTHING_SAID = "no answer to judge"
@@ -56,11 +57,8 @@ def _waiting(database: Database) -> list[dict[str, Any]]:
 
 
 def _item(row: Mapping[str, Any]) -> Item | None:
-    """A follow-up alone means nothing: it goes behind the question that opened the session."""
-    history: list[list[str]] = row["history"]
-    question = f"{history[0][0]} {row['question']}" if history else row["question"]
     try:
-        return Item(question, row["answer"], tuple(row["passages"] or ()))
+        return Item(whole_question(row["question"], row["history"]), row["answer"], tuple(row["passages"] or ()))
     except InputError:
         return None
 
