@@ -134,9 +134,12 @@ def ask(
 @plainly
 def serve(accept_gemma_terms: Gemma = False) -> None:
     """Serve the promoted router over an OpenAI-compatible API until stopped: POST /v1/chat/completions."""
+    from ruvllm import services
     from ruvllm.serving.__main__ import main
 
-    main(settings_here(accept_gemma_terms))
+    settings = settings_here(accept_gemma_terms)
+    with services.postgres_as_found(settings):
+        main(settings)
 
 
 @app.command()

@@ -30,7 +30,10 @@ __all__ = [
     "down",
     "ensure_prefect",
     "gateway_running",
+    "leaving_nothing",
     "ports",
+    "postgres_as_found",
+    "prefect_as_found",
     "prefect_environment",
     "prefect_running",
     "status",
@@ -152,6 +155,52 @@ def _running(settings: Settings, name: str) -> Iterator[None]:
     finally:
         if not ran_before:
             stop_service(settings, name)
+
+
+@contextmanager
+def postgres_as_found(settings: Settings) -> Iterator[None]:
+    """The embedded server is stopped after the block where it did not run before, and nothing of ours needs it."""
+    server = None if settings.database_url else EmbeddedPostgres(settings)
+    ran_before = server is None or server.status().running
+    try:
+        yield
+    finally:
+        if server is not None and not ran_before and not any(is_running(settings, name) for name in NAMES[1:]):
+            server.stop()
+
+
+@contextmanager
+def leaving_nothing() -> Iterator[None]:
+    """Within the block what ends a process at once is a KeyboardInterrupt, so that what it started is stopped.
+
+    That is SIGTERM, and SIGHUP of a terminal that closes. The first counts; while things are stopped a second is not
+    heard. Signals that have a handler, or are ignored (nohup), stay as they are, and so does a thread.
+    """
+    heard = _deadly_signals() if threading.current_thread() is threading.main_thread() else []
+
+    def interrupt(*_: object) -> None:
+        for number in heard:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in heard:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _deadly_signals() -> list[signal.Signals]:
+    return [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+
+
+@contextmanager
+def prefect_as_found(settings: Settings) -> Iterator[str]:
+    """`prefect_running`, with Postgres as it was found too, and nothing left behind by a SIGTERM."""
+    with leaving_nothing(), postgres_as_found(settings), prefect_running(settings) as api_url:
+        yield api_url
 
 
 def prefect_environment(settings: Settings) -> dict[str, str]:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from ruvllm import progress, services
-from ruvllm.database.embedded import EmbeddedPostgres
 from ruvllm.settings import Settings
 
 
 def run_night(
     settings: Settings, questions: int, budget_s: float | None, approve_as: str, sample: int | None = None
 ) -> dict[str, Any]:
-    """One nightly flow run; its result. Services that ran before go on running, the others are stopped after."""
+    """One nightly flow run; its result. Services that ran before go on running, the others are stopped after.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM or SIGHUP came; what was started is stopped, and the night can be taken up again.
+    """
     show = progress.stage("Starting Postgres and the Prefect server")
     show(0, 1)
-    with postgres_as_found(settings), services.prefect_running(settings) as api_url:
+    with services.prefect_as_found(settings) as api_url:
         show(1, 1, api_url)
         os.environ.update(services.prefect_environment(settings), PREFECT_API_URL=api_url)
         # the bars and the closing error say it here; Prefect's pages keep every log line
@@ -27,15 +28,3 @@ def run_night(
 
         result: dict[str, Any] = run_here(questions, budget_s, approve_as, sample)
     return result
-
-
-@contextmanager
-def postgres_as_found(settings: Settings) -> Iterator[None]:
-    """The embedded server, stopped again after the block where it did not run before."""
-    server = None if settings.database_url else EmbeddedPostgres(settings)
-    ran_before = server is None or server.status().running
-    try:
-        yield
-    finally:
-        if server is not None and not ran_before:
-            server.stop()
