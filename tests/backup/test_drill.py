@@ -195,6 +195,7 @@ def test_a_row_that_differs_is_found(living: Installation, taken: Taken) -> None
         before = table_digests(connection), table_digests(connection, alike)
         connection.execute("UPDATE memory.node_usage SET last_used_at = now()")
         connection.execute("UPDATE learning.cycles SET started_at = now()")
+        connection.execute('UPDATE memory.node_texts SET metadata = metadata || \'{"at": "2026-01-01"}\'')
         assert table_digests(connection, alike) == before[1]
         assert table_digests(connection) != before[0]
         connection.execute("UPDATE memory.node_texts SET text = text || '.' WHERE text LIKE 'river 7 %'")
