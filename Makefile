@@ -35,6 +35,7 @@ gemma_flag := $(if $(filter no,$(GEMMA)),,--accept-gemma-terms)
 
 .PHONY: help setup cycle test test-vllm check up down status lock audit clean
 .PHONY: bench bench-memory bench-router bench-attention bench-latency bench-gateway bench-conformance bench-week bench-night
+.PHONY: bench-kills bench-overhead bench-fan-out screens
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,8 +106,24 @@ bench-week: setup ## a week of seven nights, and the router after it (about half
 	@.venv/bin/python -m tests.benchmarks.night.week $(BENCH_DIR)/week docs/week.md
 	@.venv/bin/python -m tests.benchmarks.router.parts $(BENCH_DIR)/week docs/router-week.md
 
-bench-night: setup ## views, the night's page and promoters at size: BENCH_FLAGS='--n 1000000'
-	@.venv/bin/python -m pytest -m benchmark --keep $(BENCH_DIR)/night $(BENCH_FLAGS) tests/benchmarks/night
+bench-night: setup ## views at 1,000,000 answers, the night's page, promoters; writes docs/analysts-speed.md
+	@.venv/bin/python -m pytest -m benchmark --n 1000000 --keep $(BENCH_DIR)/night $(BENCH_FLAGS) tests/benchmarks/night/test_views.py
+	@.venv/bin/python -m pytest -m benchmark --n 100000 --keep $(BENCH_DIR)/night $(BENCH_FLAGS) \
+	  $(addprefix tests/benchmarks/night/,test_report_speed.py test_promoters.py)
+	@.venv/bin/python -m tests.benchmarks.night.page $(BENCH_DIR)/night/results docs/analysts-speed.md
+
+bench-kills: setup ## kill nights at their steps and compare; goes on where it was stopped; writes docs/night-kills.md
+	@.venv/bin/python -m tests.benchmarks.night.kills $(BENCH_DIR)/kills docs/night-kills.md $(BENCH_FLAGS)
+
+bench-overhead: setup ## what a night costs beside its models; writes docs/night-overhead.md
+	@.venv/bin/python -m tests.benchmarks.night.overhead $(BENCH_DIR)/overhead docs/night-overhead.md $(BENCH_FLAGS)
+
+bench-fan-out: setup ## one Dask worker, two, and one with two lanes; writes docs/fan-out.md
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check 'prefect-dask>=0.3.7,<0.4'
+	@.venv/bin/python -m tests.benchmarks.night.fan_out $(BENCH_DIR)/fan-out docs/fan-out.md $(BENCH_FLAGS)
+
+screens: setup ## pictures of the last night of bench-week (extra `browser`, a Chromium)
+	@.venv/bin/python -m tests.benchmarks.night.screens $(BENCH_DIR)/week docs
 
 audit: ## known vulnerabilities of what is pinned, and a bill of materials (.ruvllm/audit); ends with 3 where the index is out of reach
 	@infra/audit.sh

@@ -1,8 +1,9 @@
 """Screenshots of a finished night for the README: its run in Prefect, its version in MLflow, its report.
 
-    python -m tests.benchmarks.night.screens FOLDER docs      (FOLDER: the state directory of `week`; needs chromium)
+    python -m tests.benchmarks.night.screens FOLDER docs      (FOLDER: the state directory of `week`)
 
-The servers are started on FOLDER for it and stopped again; the pages are what a reviewer sees, in a headless browser.
+Wants playwright (extra `browser`) and a Chromium. The servers are started on FOLDER for it and stopped again; the pages
+are what a reviewer sees, in a headless browser, without MLflow's assistant and its coloured background.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -23,35 +23,86 @@ from ruvllm.errors import ProcessError
 from ruvllm.registry.tracking import MODEL
 from ruvllm.settings import Settings, load_settings
 
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-_WINDOW = "1280,1500"
-_SETTLE_MS = 20_000  # of the page's own clock: both pages draw after they have asked their server
-_BOUND_S = 180.0
+SIZES = {"prefect-run": (1280, 860), "mlflow-version": (1280, 1240), "night-report": (1280, 1240)}
+MOST_BYTES = 200_000
+_PATIENCE_MS = 120_000
+_FOLDED = ".assistant-fab-label"
+_PLAIN = (
+    f"button:has({_FOLDED}), {_FOLDED} {{ display: none !important; }}"
+    + "* { background-image: none !important; animation: none !important; transition: none !important; }"
+)
 
 
-def browser() -> str:
-    """Raises ProcessError where there is none."""
-    found = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        raise ProcessError(f"no browser: none of {', '.join(_BROWSERS)} is on the PATH; apt-get install chromium")
-    return found
-
-
-def shoot(url: str, path: Path) -> None:
-    """A PNG of what `url` shows.
+@contextmanager
+def browser() -> Iterator[Any]:
+    """Playwright's own Chromium, or the machine's.
 
     Raises:
-        ProcessError: the browser left none.
+        ProcessError: one of the two is not there.
     """
-    with tempfile.TemporaryDirectory() as profile:
-        command = [
-            browser(), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
-            f"--user-data-dir={profile}", f"--window-size={_WINDOW}", f"--virtual-time-budget={_SETTLE_MS}",
-            f"--screenshot={path.absolute()}", url,
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_BOUND_S, check=False)
-    if not path.exists():
-        raise ProcessError(f"{url}: the browser made no picture; it said {done.stderr[-500:]}")
+    try:
+        from playwright.sync_api import sync_playwright  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise ProcessError("no playwright: pip install 'ruvllm[browser]'") from error
+    with sync_playwright() as playwright:
+        own = Path(playwright.chromium.executable_path)
+        found = str(own) if own.exists() else shutil.which("chromium")
+        if found is None:
+            raise ProcessError("no browser: chromium is not on the PATH; playwright install chromium, or apt-get")
+        opened = playwright.chromium.launch(executable_path=found)
+        yield opened
+        opened.close()
+
+
+def shoot(opened: Any, name: str, url: str, path: Path) -> None:
+    """A PNG of what `url` shows once it has drawn what the picture is for.
+
+    Raises:
+        ProcessError: the picture is larger than a README wants it.
+    """
+    width, height = SIZES[name]
+    page = opened.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(_PATIENCE_MS)
+    page.goto(url)
+    _READY[name](page)
+    page.add_style_tag(content=_PLAIN)
+    page.screenshot(path=path)
+    page.close()
+    _fewer_colours(path)
+    if path.stat().st_size > MOST_BYTES:
+        raise ProcessError(f"{path}: {path.stat().st_size} bytes, want {MOST_BYTES} at most; make its window smaller")
+
+
+def _fewer_colours(path: Path) -> None:
+    """128 of them: the pages are text, lines and bars."""
+    from PIL import Image  # matplotlib brings it
+
+    with Image.open(path) as picture:
+        fewer = picture.convert("RGB").quantize(128)
+    fewer.save(path, optimize=True)
+
+
+def _prefect_ready(page: Any) -> None:
+    """The log has its lines, and the graph all that it asks for."""
+    page.get_by_text("Finished in state").first.wait_for()
+    page.wait_for_load_state("networkidle")
+
+
+def _mlflow_ready(page: Any) -> None:
+    """The gate table is there, and the panel of the assistant is not."""
+    page.get_by_text("bundle verifies").first.wait_for()
+    assistant, folded = page.get_by_text("MLflow Assistant"), page.locator(_FOLDED)
+    if assistant.count() and not folded.count():
+        beside = assistant.locator("xpath=ancestor::*[.//button][1]").locator("button")
+        beside.last.click()  # closes it; a button in a corner stays, which the picture's style hides
+        folded.first.wait_for()
+
+
+def _report_ready(page: Any) -> None:
+    page.get_by_text("In short").first.wait_for()
+
+
+_READY = {"prefect-run": _prefect_ready, "mlflow-version": _mlflow_ready, "night-report": _report_ready}
 
 
 @contextmanager
@@ -88,17 +139,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("docs", type=Path)
     given = parser.parse_args(arguments)
-    browser()
     settings = load_settings({**os.environ, "RUVLLM_STATE_DIR": str(given.folder.absolute())})
     report = max((settings.state_dir / "cycles").glob("night-*/night.html"))
-    with servers(settings) as urls:
+    with ExitStack() as stack:
+        opened = stack.enter_context(browser())
+        urls = stack.enter_context(servers(settings))
         pages = {
             "prefect-run": f"{urls.prefect}/runs/flow-run/{last_run(urls.prefect)}",
             "mlflow-version": f"{urls.mlflow}/#/models/{MODEL}/versions/{last_version(urls.mlflow)}",
             "night-report": report.as_uri(),
         }
         for name, url in pages.items():
-            shoot(url, given.docs / f"{name}.png")
+            shoot(opened, name, url, given.docs / f"{name}.png")
             print(given.docs / f"{name}.png", (given.docs / f"{name}.png").stat().st_size)
 
 

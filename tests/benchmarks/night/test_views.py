@@ -25,6 +25,16 @@ pytestmark = pytest.mark.benchmark
 
 WANTED_S = 1.0
 ROUNDS = 3
+INTENDED = {  # tables that a plan may read from end to end, and why
+    "cycles": "a row a night",
+    "steps": "a score of rows a night",
+    "ledger": "a row a promotion",
+    "feedback": "a week of ratings out of all, which are a fraction of the answers",
+    "outbox": "what became of all answers ever is asked",
+    "oracle_runs": "all that the oracle ever ran is asked",
+    "oracle_queries": "the oracle's questions, thousands of them, put into a hash",
+    "labels": "every question's newest label is asked",
+}
 
 
 @pytest.fixture
@@ -83,4 +93,11 @@ def test_every_query_of_the_cookbook(session: Connection, results: Report, n: in
         f"every query under {WANTED_S:g} s at {n} answers", "none over",
         f"{len(rows) - len(slow)} of {len(rows)}; over: {'; '.join(slow) or 'none'}", not slow,
     )  # fmt: skip
+    scanned = {table for _, _, what in rows for table in re.findall(r"Seq Scan (\w+)", what)}
+    results.target(
+        "plans read by an index, or scan what they are meant to", "no other scan",
+        f"scanned: {', '.join(sorted(scanned)) or 'nothing'}", scanned <= INTENDED.keys(),
+    )  # fmt: skip
+    results.table("Scans that are intended", ("table", "why"), sorted((t, INTENDED.get(t, "**not**")) for t in scanned))
     assert len(rows) >= 15
+    assert scanned <= INTENDED.keys()

@@ -36,7 +36,7 @@ from tests.benchmarks.memory.report import conditions
 
 NIGHTS, REJECTED, ROLLED_BACK = 7, 3, 5
 BUDGET_S = 90.0
-WORK = ("ingest", "day", "collect", "train", "consolidate", "serve")  # models answer, embed or are trained
+WORK = ("ingest", "day", "collect", "train", "attend", "consolidate", "serve")  # models answer, embed or are trained
 WANTED_S = 60.0
 _LOGIN = "week"
 _WHY = ("--by", _LOGIN, "--reason", "shown for the record")
