@@ -57,7 +57,7 @@ def verb(environment: dict[str, str], *arguments: str) -> str:
 
 def text(state: Path) -> str:
     """The page."""
-    nights = sorted((state / "cycles").glob("*/snapshot.npz"), key=lambda path: path.stat().st_mtime_ns)
+    nights = sorted((state / "cycles").glob("night-*/snapshot.npz"))
     if not nights:
         raise FileNotFoundError(f"{state / 'cycles'}: no night has a snapshot; run `make cycle` or the week first")
     ewc = nights[-1].with_name("ewc.safetensors")
