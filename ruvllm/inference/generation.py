@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ruvllm.errors import InputError, TooLargeError
+from ruvllm.inference.copying import Ends, Limit, ends_of, spans_of
 from ruvllm.inference.halt import Halt
 from ruvllm.inference.prefix import MIN_PIECE, Start, Stateful, Tokens, departures, reach
 from ruvllm.inference.sampling import pick, probabilities
@@ -27,6 +28,7 @@ class Evaluator(Stateful, Protocol):
     """What a generator needs of `Engine`."""
 
     n_ctx: int
+    n_vocab: int
 
     def begin_tokens(self) -> list[int]: ...
     def tokenise(self, text: str, special: bool) -> list[int]: ...
@@ -64,6 +66,7 @@ class Generator:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine, self._stop, self._snapshots, self._clock = engine, stop, snapshots, clock
+        self._ends: Ends | None = None  # known from the first copied answer on: it takes a look at every token
 
     def generate(
         self, prompt: Prompt, sampling: Sampling, halt: Halt, say: Callable[[str], None] = ignore
@@ -72,14 +75,15 @@ class Generator:
 
         Raises:
             TooLargeError: prompt and max_tokens do not fit the context; nothing was evaluated.
+            InputError: an answer is to be copied and there is nothing to copy from; nothing was evaluated.
             DeadlineError, CancelledError: `halt` said stop.
         """
-        tokens = self._tokenise(prompt, sampling.max_tokens)
+        tokens, limit = self._tokenise(prompt, sampling.max_tokens), self._limit(prompt, sampling)
         began = self._clock()
         start = self._reach_conversation(tokens, halt)
         self._evaluate_up_to(tokens.all, halt)
         prefilled = self._clock()
-        answer = self._decode(sampling, halt, say)
+        answer = self._decode(sampling, halt, say, limit)
         return _generation(answer, tokens, start.cached, prefilled - began, self._clock() - prefilled)
 
     def _reach_conversation(self, tokens: Tokens, halt: Halt) -> Start:
@@ -96,25 +100,26 @@ class Generator:
     ) -> list[NestedGeneration]:
         """An answer per (bin, prompt), smallest bin first; what one bin evaluated is not evaluated for the next."""
         by_bin = sorted(prompts, key=lambda pair: pair[0])
-        tokenised = [(context_bin, self._tokenise(prompt, sampling.max_tokens)) for context_bin, prompt in by_bin]
+        tokenised = [(each, self._tokenise(p, sampling.max_tokens), self._limit(p, sampling)) for each, p in by_bin]
         return list(self._nested(tokenised, sampling, halt))
 
     def _nested(
-        self, prompts: Sequence[tuple[int, Tokens]], sampling: Sampling, halt: Halt
+        self, prompts: Sequence[tuple[int, Tokens, Limit | None]], sampling: Sampling, halt: Halt
     ) -> Iterator[NestedGeneration]:
         known: dict[Tokens, NestedGeneration] = {}
         last: Checkpoint | None = None
-        for i, (context_bin, tokens) in enumerate(prompts):
+        for i, (context_bin, tokens, limit) in enumerate(prompts):
             if tokens in known:
                 yield replace(known[tokens], context_bin=context_bin, spent_s=0.0)
                 continue
-            keep = any(later != tokens for _, later in prompts[i + 1 :])
-            known[tokens], last = self._one_bin(context_bin, tokens, last, keep, sampling, halt)
+            keep = any(later != tokens for _, later, _ in prompts[i + 1 :])
+            known[tokens], last = self._one_bin(context_bin, tokens, last, keep, sampling, halt, limit)
             yield known[tokens]
 
     def _one_bin(
-        self, context_bin: int, tokens: Tokens, last: Checkpoint | None, keep: bool, sampling: Sampling, halt: Halt
-    ) -> tuple[NestedGeneration, Checkpoint | None]:
+        self, context_bin: int, tokens: Tokens, last: Checkpoint | None, keep: bool, sampling: Sampling, halt: Halt,
+        limit: Limit | None,
+    ) -> tuple[NestedGeneration, Checkpoint | None]:  # fmt: skip
         began = self._clock()
         seconds, cached = self._start(tokens, last, halt)
         at_start = self._clock()
@@ -125,7 +130,7 @@ class Generator:
         asked = self._clock()
         self._evaluate_up_to(tokens.all, halt)
         prefilled = self._clock()
-        answer = self._decode(sampling, halt, ignore)
+        answer = self._decode(sampling, halt, ignore, limit)
         done = self._clock()
         question_s = prefilled - asked
         generation = _generation(answer, tokens, cached, at_question - began + question_s, done - prefilled)
@@ -217,11 +222,19 @@ class Generator:
             )
         return tokens
 
-    def _decode(self, sampling: Sampling, halt: Halt, say: Callable[[str], None]) -> Answer:
+    def _limit(self, prompt: Prompt, sampling: Sampling) -> Limit | None:
+        """What a copied answer may say: runs of the context's passages, which is what is untrusted there."""
+        if not sampling.copying:
+            return None
+        if self._ends is None:
+            self._ends = ends_of(self._engine, self._engine.n_vocab)
+        return Limit(spans_of((each.text for each in prompt.context if not each.trusted), self._engine), self._ends)
+
+    def _decode(self, sampling: Sampling, halt: Halt, say: Callable[[str], None], limit: Limit | None) -> Answer:
         speech = Speech((*(() if sampling.lines else self._stop), *sampling.stop))
         said: list[str] = []
         made, reason = 0, "length"
-        for token in self._next_tokens(sampling, halt):
+        for token in self._next_tokens(sampling, halt, limit):
             made += 1
             if self._engine.is_end(token):
                 reason = "stop"
@@ -233,12 +246,15 @@ class Generator:
         _say(speech.finish(), said, say)
         return Answer("".join(said), made, reason)
 
-    def _next_tokens(self, sampling: Sampling, halt: Halt) -> Iterator[int]:
+    def _next_tokens(self, sampling: Sampling, halt: Halt, limit: Limit | None) -> Iterator[int]:
         """Up to max_tokens; a token is evaluated when the one after it is asked for."""
         rng = np.random.default_rng(sampling.seed)
         for made in range(1, sampling.max_tokens + 1):
-            token = pick(self._engine.logits(), sampling, rng)
+            logits = self._engine.logits()
+            token = pick(limit(logits) if limit else logits, sampling, rng)
             yield token
+            if limit:
+                limit.said(token)
             halt.check(f"token {made} of its answer was made")
             if made < sampling.max_tokens:
                 self._engine.evaluate([token], halt)

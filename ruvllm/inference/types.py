@@ -27,6 +27,7 @@ class Sampling:
     seed: int = 0
     stop: tuple[str, ...] = ()
     lines: bool = False  # several: what ends a fact's line in the tier's style does not end the answer
+    copying: bool = False  # only a run of words of the prompt's passages may be said; see copying.py
 
 
 @dataclass(frozen=True)
