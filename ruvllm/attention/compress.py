@@ -20,8 +20,10 @@ def compressed(text: str, question: str, keep: int) -> str:
     A sentence is worth the rarity (within the text) of the question's words that it holds and no better sentence does;
     where no sentence holds one, the first `keep` stay. `keep` 0 or a short text: all of it.
     """
+    if keep < 1:
+        return text
     parts = [part for part in _SENTENCE.split(text.strip()) if part]
-    if keep < 1 or len(parts) <= keep:
+    if len(parts) <= keep:
         return text
     return _joined(parts, sorted(_chosen([frozenset(tokens(part)) for part in parts], question, keep)))
 

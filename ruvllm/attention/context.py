@@ -168,6 +168,9 @@ def ordered(best_first: Sequence[int], order: str) -> list[int]:
 
 def fenced(text: str, trust: str = "system") -> str:
     """On one line, without what could act as a special token or as a source number, marked where it is untrusted."""
-    bare = " ".join(_INVISIBLE.sub("", text).split())
-    safe = _NUMBER.sub(r"(\1)", _SPECIAL.sub(lambda found: f"‹{(found[1] or found[2] or '').strip()}›", bare))
+    safe = " ".join((text if text.isascii() else _INVISIBLE.sub("", text)).split())
+    if "<" in safe:
+        safe = _SPECIAL.sub(lambda found: f"‹{(found[1] or found[2] or '').strip()}›", safe)
+    if "[" in safe:
+        safe = _NUMBER.sub(r"(\1)", safe)
     return safe if trust in ("system", "corroborated") else f"{UNVERIFIED}{safe}"

@@ -98,7 +98,8 @@ def draw(ranked: Ranked, titles: dict[int, str], path: Path, question: str, most
     panel.set_yticks([])
     panel.set_title(question[:100], fontsize=10)
     figure.tight_layout()
-    figure.savefig(path, dpi=110, metadata=None if path.suffix == ".pdf" else _plain(path.suffix))
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text: it can be searched
+        figure.savefig(path, dpi=110, metadata=None if path.suffix == ".pdf" else _plain(path.suffix))
     pyplot.close(figure)
 
 

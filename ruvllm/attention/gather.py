@@ -104,7 +104,7 @@ def _subgraph(source: Source, question: str, vector: Vector, ranked: _Ranked, ar
     vectors = np.asarray(source.vectors(around.ids.tolist()), dtype=np.float32).reshape(len(around.ids), len(vector))
     met, place = around.edge_arrays, _places(around.ids)
     src, dst = place(met.src), place(met.dst)
-    cosines = np.nan_to_num(vectors @ vector)
+    cosines = _finite(vectors @ vector)
     fused_score = _spread(around.ids, ranked.fused)
     reach = _reach(fused_score * (around.hops == 0), src, dst, met.weight, int(around.hops.max(initial=0)))
     prior = np.maximum(fused_score, _HALF * reach)
@@ -122,7 +122,7 @@ def _subgraph(source: Source, question: str, vector: Vector, ranked: _Ranked, ar
     return Subgraph(
         ids=around.ids[kept],
         nodes=nodes,
-        product=np.nan_to_num(facts.vectors * vector),
+        product=_finite(facts.vectors * vector),
         prior=prior[kept],
         hop=around.hops[kept].astype(np.float32),
         time=np.log1p(np.maximum(np.nan_to_num(facts.age_days), 0)),
@@ -199,12 +199,13 @@ def _held(asked: Sequence[str], terms: Sequence[frozenset[str]]) -> NDArray[np.b
 
 def _spread(ids: Rows, values: Mapping[int, float]) -> Array:
     """(n,) the value of each id, 0 where there is none."""
-    place = {id: i for i, id in enumerate(ids.tolist())}
-    out = np.zeros(len(ids), dtype=np.float32)
-    for id, value in values.items():
-        if id in place:
-            out[place[id]] = value
-    return out
+    return np.array([values.get(id, 0.0) for id in ids.tolist()], dtype=np.float32)
+
+
+def _finite(numbers: Array) -> Array:
+    """As nan_to_num; a finite sum says at a tenth of its cost that there is nothing to mend."""
+    whole: Array = numbers if np.isfinite(numbers.sum()) else np.nan_to_num(numbers)
+    return whole
 
 
 def _node_features(
@@ -233,7 +234,7 @@ def _node_features(
         "recency": np.exp(-np.maximum(facts.age_days, 0) / RECENT_DAYS),
     }
     assert tuple(columns) == NODE_FEATURES
-    return np.nan_to_num(np.stack([np.asarray(each, np.float32) for each in columns.values()], axis=1))
+    return _finite(np.stack([np.asarray(each, np.float32) for each in columns.values()], axis=1))
 
 
 def _edge_features(messages: Messages, edges: Edges, cover: _Cover, cosines: Array, facts: NodeFacts) -> Array:
@@ -248,9 +249,9 @@ def _edge_features(messages: Messages, edges: Edges, cover: _Cover, cosines: Arr
     together = cover.share(cover.held[source] | cover.held[target])
     out[:, 4] = together
     out[:, 5] = together - cover.share(cover.held[source])  # what the target adds to the source
-    alike = np.nan_to_num(np.einsum("ed,ed->e", facts.vectors[edges.src], facts.vectors[edges.dst]))[at]
+    alike = _finite(np.einsum("ed,ed->e", facts.vectors[edges.src], facts.vectors[edges.dst]))[at]
     both = cosines[source[real]] + cosines[target[real]]
     out[:, 6] = cosines[target]
     out[real, 6] = both / np.sqrt(np.maximum(2 + 2 * alike, 0.1))  # cosine of the question and the pair's sum
     assert EDGE_FEATURES[4:] == ("cover", "gain", "joint")
-    return np.nan_to_num(out)
+    return _finite(out)
