@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ruvllm.learning.attention import AttentionConfig
 from tests.benchmarks.attention.sets import SETS, Setting, opened
 from tests.benchmarks.memory.report import Report, conditions
+
+EPOCHS = 15
 
 
 @pytest.fixture(scope="session")
@@ -34,10 +37,16 @@ def settings(request: pytest.FixtureRequest, keep: Path) -> list[Setting]:
     return [opened(Path(data), SETS[name], asked, keep) for name in names]
 
 
+@pytest.fixture(scope="session")
+def config(request: pytest.FixtureRequest) -> AttentionConfig:
+    asked = request.config.getoption("--rounds")
+    return AttentionConfig(epochs=EPOCHS if asked == 5 else asked)  # 5 is the option's default, of other benchmarks
+
+
 @pytest.fixture
 def report(request: pytest.FixtureRequest, keep: Path) -> Report:
     given = request.config.getoption("--out")
-    name = request.node.name.removeprefix("test_").replace("_", "-")
+    name = request.node.name.removeprefix("test_").replace("_", "-").replace("[", "-").rstrip("]")
     made = Report(name, Path(given).absolute() if given else keep / "results")
     words = (word if "/" not in word or word.startswith("tests/") else "FOLDER" for word in sys.argv[1:])
     made.conditions = conditions(command=f"python -m pytest {' '.join(words)}")

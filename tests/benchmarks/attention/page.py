@@ -1,4 +1,4 @@
-"""docs/attention.md from the results of the attention benchmarks. Measures nothing.
+"""docs/attention.md, attention.png and explain.png from the results of the attention benchmarks. Measures nothing.
 
 python -m tests.benchmarks.attention.page RESULTS docs/attention.md
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.benchmarks.attention.picture import draw
 from tests.benchmarks.memory.report import page
 
 _INTRODUCTION = """
@@ -23,6 +25,14 @@ Seeds are the best by meaning and words; a walk of two hops adds what they lead 
 One attention model is trained on four fifths of the questions of all sets together and asked the last fifth, five
 times over. Intervals are 95 % bootstraps over questions; gains are paired. The gate's rule is in
 `ruvllm/learning/attention_gate.py`. With 100 questions a set the intervals of MuSiQue and HotpotQA are wide.
+
+What a model makes of a context (`contexts`, `spans-…`) is measured on the packaged models: greedy answers of at most 48
+tokens, F1 and exact match after SQuAD's normalisation with numbers by value (`ruvllm/evaluation/qa.py`). A copied
+answer is held to a run of whole words of the passages by masking what else the model would say
+(`ruvllm/inference/copying.py`, `Sampling.copying`). Concepts in `hierarchies` hold their passages by Contains edges,
+as compaction makes them.
+
+![What was found and what was made of it](attention.png)
 """
 
 
@@ -35,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not wholes:
         parser.error(f"{chosen.results} holds no results; run make bench-attention first")
     chosen.page.write_text(page(wholes, _INTRODUCTION), encoding="utf-8")
+    draw(wholes, chosen.page.with_suffix(".png"))
+    if (picture := chosen.results / "explain.png").exists():
+        shutil.copyfile(picture, chosen.page.with_name(picture.name))
     return 0
 
 

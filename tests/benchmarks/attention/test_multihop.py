@@ -32,7 +32,6 @@ from tests.benchmarks.memory.report import Report
 
 pytestmark = pytest.mark.benchmark
 
-EPOCHS = 15
 MOST_LOSS = 0.02  # of the interval's lower end, where one passage is needed
 PUBLISHED = {"musique_small": (55.6, 74.7), "hotpotqa_small": (90.8, 96.3)}
 _UNTRAINED_SEEDS = 3
@@ -42,12 +41,6 @@ _COLUMNS = ("way", "N", "recall@2 [95 %]", "recall@5 [95 %]", "recall@10 [95 %]"
 @pytest.fixture(scope="module")
 def graphs(settings: list[Setting]) -> dict[str, list[Subgraph]]:
     return {each.name: each.graphs() for each in settings}
-
-
-@pytest.fixture(scope="module")
-def config(request: pytest.FixtureRequest) -> AttentionConfig:
-    asked = request.config.getoption("--rounds")
-    return AttentionConfig(epochs=EPOCHS if asked == 5 else asked)  # 5 is the option's default, of other benchmarks
 
 
 def shape_of(settings: Sequence[Setting], **switches: bool | int) -> Shape:
