@@ -4,8 +4,8 @@
     python -m tests.benchmarks.attention.page FOLDER/results docs/attention.md
 
 Answers are kept in FOLDER/replies, rankings in FOLDER/rankings, so a killed run goes on where it was. `--queries`
-bounds the questions of each test (200 for spans, 250 a set for contexts, 400 a set for training); `--contenders last,ends`
-takes of the further contexts those whose names hold one of these words.
+bounds the questions of each test (200 for spans, 250 a set for contexts, 400 a set for training);
+`--contenders last,ends` takes of the further contexts those whose names hold one of these words.
 """
 
 from __future__ import annotations
