@@ -55,6 +55,9 @@ class Settings:
     attention: str = "auto"  # auto | off: auto reorders what is found where the promoted router's bundle carries a part
     explore: float = 0.1  # epsilon of the epsilon-greedy exploration
     explorer: str = "epsilon-greedy"  # epsilon-greedy | thompson: how tiers are explored; bins: by epsilon either way
+    cascade_floor: float = (
+        0.0  # an answer less sure of its words (0 to 1) is asked of the next tier, too; 0: never; no streams
+    )
     confidence_floor: float = 0.0  # below it the fallback policy acts; 0: the bundle's own threshold
     collect_budget_s: float = 240.0  # oracle collection of a first night
     collect_budget_later_s: float = 75.0  # of the nights after it, which only add to the oracle
@@ -104,6 +107,7 @@ class Settings:
         _one_of("attention", self.attention, ("auto", "off"))
         _between("explore", self.explore, 0.0, 1.0)
         _one_of("explorer", self.explorer, ("epsilon-greedy", "thompson"))
+        _between("cascade_floor", self.cascade_floor, 0.0, 1.0)
         _between("confidence_floor", self.confidence_floor, 0.0, 1.0)
         _between("writeback_threshold", self.writeback_threshold, 0.0, 1.0)
         _between("duplicate_cosine", self.duplicate_cosine, 0.5, 1.0)

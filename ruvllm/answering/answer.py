@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Protocol, TypeVar
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from ruvllm.answering.asking import Answer, Ask, checked_bin, cleaned
 from ruvllm.answering.attending import Attending
+from ruvllm.answering.cascading import answered_by, surer
+from ruvllm.answering.clock import Clock
 from ruvllm.answering.interactions import Interaction, Interactions
 from ruvllm.answering.offering import Offer
 from ruvllm.answering.perception import Perception
@@ -42,6 +44,7 @@ from ruvllm.inference.tiers import Ladder, cost
 from ruvllm.inference.types import ROUTED_BINS, Generation, Model, Prompt, Sampling, Stream
 from ruvllm.memory.records import Hit, Vector
 from ruvllm.memory.store import Memory
+from ruvllm.router.cascade import CASCADE, Cascade
 from ruvllm.router.decision import Decision
 from ruvllm.router.live import InFlight, Live
 from ruvllm.router.policy import Policy
@@ -71,26 +74,8 @@ class Trial(Protocol):
     def serves(self, unit: str) -> bool: ...
 
 
-@dataclass
-class _Clock:
-    """Milliseconds of each stage, from the monotonic clock of this process."""
-
-    started: float = field(default_factory=time.perf_counter)
-    stages: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        before = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.took(name, before)
-
-    def took(self, name: str, since: float) -> None:
-        self.stages[name] = (time.perf_counter() - since) * 1000
-
-    def total(self) -> float:
-        return (time.perf_counter() - self.started) * 1000
+def _whole(model: Model, prompt: Prompt, sampling: Sampling, left_s: float) -> Generation:
+    return model.generate(prompt, sampling, left_s)
 
 
 @dataclass
@@ -102,10 +87,12 @@ class _Run:
     level: Level
     session: Session
     refused: dict[int, str]
-    clock: _Clock
+    clock: Clock
     degraded: list[str] = field(default_factory=list)
     decision: Decision = field(init=False)
     hits: list[Hit] = field(default_factory=list)
+    left_s: float | None = None  # of the request's time, for a second answer
+    spent: float = 0.0  # cost of an answer that does not stand
     attended: tuple[Placed, ...] = ()  # the hits' places and scores before and after attention, where there is one
     features: NDArray[np.float32] = field(init=False)
     tier: int = 0
@@ -139,6 +126,7 @@ class Answerer:
         self.sessions = Sessions()
         self._recall = recall
         self._attending = Attending(perception)
+        self._cascade = Cascade(settings.cascade_floor)
         self.spool: Spooling | None = None
         self.trial: Callable[[], Trial | None] = lambda: None
         self.shadow: Callable[[str, Decision], None] = lambda request_id, decision: None
@@ -206,7 +194,7 @@ class Answerer:
             run = self._recalling(self._begun(ask))
             if run.recalled is not None:
                 return self._ended(run, self._recited(run, run.recalled).generation)
-            return self._ended(run, self._with_a_tier(run, lambda model, *asked: model.generate(*asked)))
+            return self._ended(run, self._cascaded(run, self._with_a_tier(run, _whole)))
 
     def stream(self, ask: Ask) -> AnswerStream:
         """The same, told while it is made: the decision is there at once, the stored answer at the end.
@@ -256,7 +244,7 @@ class Answerer:
     # --- the decision -------------------------------------------------------------------------------------------------
 
     def _begun(self, ask: Ask) -> _Run:
-        ask, policy, clock = cleaned(ask), self._policy, _Clock()
+        ask, policy, clock = cleaned(ask), self._policy, Clock()
         trial = self.trial()
         if trial is not None and trial.serves(ask.unit):
             policy = self._candidate_of(trial)
@@ -345,6 +333,27 @@ class Answerer:
                 run.degraded.append(f"bin:{run.context_bin}")
                 run.context_bin = narrower.pop()
 
+    def _cascaded(self, run: _Run, first: Generation) -> Generation:
+        """The next tier's answer where this one was not sure of its words and a setting asks for that."""
+        tier, used, began, width = run.tier, run.used, run.began, run.context_bin
+
+        def again(further: Decision, left_s: float) -> Generation:
+            run.tier, run.left_s = further.tier, left_s
+            return self._with_a_bin(run, _whole)
+
+        left_s = self._offer.deadline(run.ask) - run.clock.total() / 1000
+        allowed, decision = self._offer.allowed(run.ask, run.refused), answered_by(run.decision, tier)
+        given = surer(first, decision, allowed, self._cascade, left_s, again)
+        if given.decision is None:
+            run.tier, run.used, run.began, run.context_bin = tier, used, began, width
+            return first
+        run.clock.took("cascade", began, run.began)
+        run.spent = cost(self.ladder.tiers[tier], self.ladder, first.prompt_tokens, first.completion_tokens)
+        self._offer.saw(tier, first)
+        run.decision = given.decision
+        run.degraded.append(f"{CASCADE}:{self.ladder.names[tier]}")
+        return given.generation
+
     def _asked(self, run: _Run, ask: Callable[[Model, Prompt, Sampling, float], T]) -> T:
         tier, model = self.ladder.tiers[run.tier], self.pool.model(run.tier)
         passages = [hit.node.text for hit in run.hits]
@@ -354,7 +363,8 @@ class Answerer:
             prompt = build(tier, run.ask.question, shown, run.ask.history, run.ask.instructions)
         run.used = tuple(run.hits[i].node.id for i in chosen)
         run.began = time.perf_counter()
-        return ask(model, prompt, self._sampling(run), self._offer.deadline(run.ask))
+        left_s = self._offer.deadline(run.ask) if run.left_s is None else run.left_s
+        return ask(model, prompt, self._sampling(run), left_s)
 
     def _sampling(self, run: _Run) -> Sampling:
         ask, decision = run.ask, run.decision
@@ -364,6 +374,7 @@ class Answerer:
             max_tokens=ask.max_tokens or self.settings.max_tokens,
             seed=ask.seed,
             stop=ask.stop,
+            scored=self._cascade.floor > 0,
         )
         return several_lines(self.ladder.tiers[run.tier], sampling) if ask.lines else sampling
 
@@ -390,7 +401,7 @@ class Answerer:
             used=run.used,
             stage_ms=run.clock.stages,
             total_ms=run.clock.total(),
-            cost=cost(tier, self.ladder, generation.prompt_tokens, generation.completion_tokens),
+            cost=run.spent + cost(tier, self.ladder, generation.prompt_tokens, generation.completion_tokens),
             ttft_ms=run.ttft_ms,
             attended=run.attended,
         )

@@ -70,6 +70,7 @@ class FakeModel:
     weigh: Callable[[str, str], float] = _no_opinion
     n_ctx: int = 2048
     deaths: int = 0
+    sure: float = 1.0  # of every answer, where a request asks for it
     alive: bool = True
     asked: list[Prompt] = field(default_factory=list)
     statics: set[str] = field(default_factory=set)
@@ -85,7 +86,8 @@ class FakeModel:
         tokens = len(prompt_text(prompt).split())
         if tokens + sampling.max_tokens > self.n_ctx:
             raise TooLargeError(f"prompt: got {tokens} tokens, want at most {self.n_ctx} with max_tokens")
-        return self._generation(prompt, tokens, sampling.max_tokens)
+        made = self._generation(prompt, tokens, sampling.max_tokens)
+        return replace(made, certainty=self.sure) if sampling.scored else made
 
     def stream(self, prompt: Prompt, sampling: Sampling, deadline_s: float) -> FakeStream:
         return FakeStream(self.generate(prompt, sampling, deadline_s))

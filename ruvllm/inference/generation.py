@@ -14,7 +14,7 @@ from ruvllm.errors import InputError, TooLargeError
 from ruvllm.inference.copying import Ends, Limit, ends_of, spans_of
 from ruvllm.inference.halt import Halt
 from ruvllm.inference.prefix import MIN_PIECE, Start, Stateful, Tokens, departures, reach
-from ruvllm.inference.sampling import pick, probabilities
+from ruvllm.inference.sampling import certainty, log_probability, pick, probabilities
 from ruvllm.inference.snapshots import Snapshot, Snapshots
 from ruvllm.inference.speech import Speech
 from ruvllm.inference.types import Choice, Generation, NestedGeneration, Prompt, Sampling, Segment
@@ -49,6 +49,7 @@ class Answer(NamedTuple):
     text: str
     completion_tokens: int
     finish_reason: str
+    certainty: float | None
 
 
 def ignore(_: str) -> None:
@@ -234,7 +235,8 @@ class Generator:
         speech = Speech((*(() if sampling.lines else self._stop), *sampling.stop))
         said: list[str] = []
         made, reason = 0, "length"
-        for token in self._next_tokens(sampling, halt, limit):
+        sure: list[float] = []
+        for token in self._next_tokens(sampling, halt, limit, sure):
             made += 1
             if self._engine.is_end(token):
                 reason = "stop"
@@ -244,14 +246,19 @@ class Generator:
                 reason = "stop"
                 break
         _say(speech.finish(), said, say)
-        return Answer("".join(said), made, reason)
+        return Answer("".join(said), made, reason, certainty(sure) if sure else None)
 
-    def _next_tokens(self, sampling: Sampling, halt: Halt, limit: Limit | None) -> Iterator[int]:
-        """Up to max_tokens; a token is evaluated when the one after it is asked for."""
+    def _next_tokens(self, sampling: Sampling, halt: Halt, limit: Limit | None, sure: list[float]) -> Iterator[int]:
+        """Up to max_tokens; a token is evaluated when the one after it is asked for.
+
+        Where the sampling is scored, `sure` gets each token's log-probability as the model itself has it.
+        """
         rng = np.random.default_rng(sampling.seed)
         for made in range(1, sampling.max_tokens + 1):
             logits = self._engine.logits()
             token = pick(limit(logits) if limit else logits, sampling, rng)
+            if sampling.scored:
+                sure.append(log_probability(logits, token))
             yield token
             if limit:
                 limit.said(token)
@@ -279,4 +286,5 @@ def _generation(answer: Answer, tokens: Tokens, cached: int, prefill_s: float, d
         prefill_s=prefill_s,
         decode_s=decode_s,
         finish_reason=answer.finish_reason,
+        certainty=answer.certainty,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,26 @@ def pick(logits: NDArray[np.float32], sampling: Sampling, rng: np.random.Generat
     probs = probabilities(logits, sampling.temperature)
     nucleus = _nucleus(probs, sampling.top_p)
     return int(rng.choice(nucleus, p=probs[nucleus] / probs[nucleus].sum()))
+
+
+def log_probability(logits: NDArray[np.float32], token: int) -> float:
+    """Natural logarithm of the softmax of `logits` (V,) at `token`."""
+    top = logits.max()
+    return float(logits[token] - top - np.log(np.exp(logits - top).sum(dtype=np.float64)))
+
+
+def certainty(log_probabilities: Sequence[float]) -> float:
+    """Geometric mean of the tokens' probabilities, from their natural logarithms.
+
+    Raises:
+        InputError: there is no token, or a value is not a logarithm of a probability.
+    """
+    if not len(log_probabilities):
+        raise InputError("certainty: no token, want the log-probability of at least one")
+    total = math.fsum(log_probabilities)
+    if math.isnan(total) or max(log_probabilities) > 1e-6:
+        raise InputError("certainty: a log-probability is over 0 or not a number")
+    return math.exp(min(0.0, total / len(log_probabilities)))
 
 
 def probabilities(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:

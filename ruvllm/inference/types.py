@@ -28,6 +28,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     lines: bool = False  # several: what ends a fact's line in the tier's style does not end the answer
     copying: bool = False  # only a run of words of the prompt's passages may be said; see copying.py
+    scored: bool = False  # the answer says how sure the model was of it
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Generation:
     prefill_s: float
     decode_s: float
     finish_reason: str  # stop | length
+    certainty: float | None = None  # geometric mean of the tokens' probabilities, where it was asked for
 
     @property
     def seconds(self) -> float:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ruvllm.errors import BackendError
+from ruvllm.errors import BackendError, InputError
+from ruvllm.inference.sampling import certainty
 from ruvllm.inference.types import Choice, Generation, Sampling
 from ruvllm.inference.vllm_tokens import Ids
 
@@ -31,6 +32,7 @@ def completion(model: str, ids: Ids, sampling: Sampling, stops: Sequence[str]) -
         "temperature": 0.0 if greedy else sampling.temperature,
         "top_p": 1.0 if greedy else sampling.top_p,
         "stop": [*(() if sampling.lines else stops), *sampling.stop],
+        **({"logprobs": 0} if sampling.scored else {}),  # of the tokens said alone
     }
 
 
@@ -66,6 +68,7 @@ class Reading:
     usage: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     logprobs: dict[str, Any] = field(default_factory=dict)
+    sure: list[float] = field(default_factory=list)  # log-probabilities of the tokens said, where they were asked for
     began: float = 0.0
     first: float = 0.0  # when the first token came; 0 before
     last: float = 0.0
@@ -83,7 +86,7 @@ class Reading:
             self.usage = event.get("usage") or self.usage
             self.metrics = event.get("metrics") or self.metrics
             return "".join(self._choice(choice) for choice in event["choices"])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BackendError(f"{self.url}: got an event that is no completion's: {error!r}") from error
 
     def _choice(self, choice: dict[str, Any]) -> str:
@@ -91,6 +94,7 @@ class Reading:
         self.first = self.first or self.last
         self.finish = choice.get("finish_reason") or self.finish
         self.logprobs = choice.get("logprobs") or self.logprobs
+        self.sure += [float(said) for said in (choice.get("logprobs") or {}).get("token_logprobs") or ()]
         text = choice["text"]
         if not isinstance(text, str):
             raise TypeError(f"text is {type(text).__name__}")
@@ -111,7 +115,14 @@ class Reading:
             prefill_s=self._seconds("time_to_first_token_ms", self.first - self.began),
             decode_s=self._seconds("generation_time_ms", self.last - self.first),
             finish_reason=self.finish,
+            certainty=self._certainty(),
         )
+
+    def _certainty(self) -> float | None:
+        try:
+            return certainty(self.sure) if self.sure else None
+        except InputError as error:
+            raise BackendError(f"{self.url}: got log-probabilities that are none: {error}") from error
 
     def choice(self, wanted: Sequence[int]) -> Choice:
         """

@@ -33,6 +33,7 @@ def gather(database: Database, cycle_id: str, report: Figures, links: Mapping[st
         why_not=str(promoted.get("why", "")),
         tiers=_groups(database, "tier", cycle_id),
         domains=_groups(database, "domain", cycle_id),
+        deciders=_groups(database, "decided_by", cycle_id),
         nights=every_night(database),
         policies=_result(done, "evaluate").get("policies", []),
         n_test=int(report.get("n_test", 0)),
@@ -168,7 +169,8 @@ _GROUPS = """
         SELECT i.* FROM serving.interactions i, period p
         WHERE i.cycle_id IS NULL AND i.asked_at >= p.since AND i.asked_at < p.until
     )
-    SELECT CASE %(by)s WHEN 'tier' THEN tier ELSE coalesce(nullif(domain, ''), 'unknown') END, count(*)::int,
+    SELECT CASE %(by)s WHEN 'tier' THEN tier WHEN 'decided_by' THEN decided_by
+                       ELSE coalesce(nullif(domain, ''), 'unknown') END, count(*)::int,
            count(quality)::int, avg(quality)::float8,
            percentile_cont(0.5) WITHIN GROUP (ORDER BY total_ms)::float8,
            percentile_cont(0.95) WITHIN GROUP (ORDER BY total_ms)::float8, sum(cost)::float8

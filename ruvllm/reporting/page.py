@@ -43,6 +43,7 @@ def page(report: NightReport) -> str:
     sections = [
         ("In short", _summary(report)),
         ("The day", _groups("tier", report.tiers) + _figures(drawn, "volume", "cost")),
+        ("By what decided", _deciders(report)),
         ("By domain", _groups("domain", report.domains) + _figures(drawn, "domains")),
         ("Regret", _policies(report) + _figures(drawn, "regret", "regret-trend")),
         ("Accuracy and calibration", _calibration(report) + _figures(drawn, "accuracy", "calibration")),
@@ -93,6 +94,17 @@ def _groups(name: str, groups: Sequence[Group]) -> str:
         for g in groups
     ]
     return _table((name, "answers", "scored", "quality (0-1)", "p50 ms", "p95 ms", "cost"), rows)
+
+
+def _deciders(report: NightReport) -> str:
+    """How often the fallback decided and a cascade asked again, and what that cost."""
+    shares = "; ".join(
+        f"{name}: {sum(g.answers for g in report.deciders if g.name == name) / report.answers:.1%}"
+        for name in ("fallback", "cascade")
+        if report.answers
+    )
+    note = f"<p>{escape(shares)} of {report.answers} answers. The cost of a cascade is that of both answers.</p>"
+    return (note if shares else "") + _groups("decided by", report.deciders)
 
 
 def _policies(report: NightReport) -> str:

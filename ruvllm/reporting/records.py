@@ -95,6 +95,7 @@ class NightReport:
     per_domain: Mapping[str, Mapping[str, Any]]
     ece: float | None
     tenths: Sequence[Tenth]
+    deciders: Sequence[Group] = ()  # champion, explore, fallback, cascade, ...
     changed: Mapping[str, int] = field(default_factory=dict)  # n, tier, pair; empty without a champion
     changes: Sequence[Change] = ()
     gates: Sequence[Mapping[str, Any]] = ()

@@ -6,8 +6,6 @@ et al. 2024 call it Chow-average); whoever generated the answer has them. Both a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ruvllm.errors import InputError
@@ -29,20 +27,6 @@ class Cascade:
             raise InputError(f"cascade floor: got {self.floor}, want 0 to 1")
         if self.longest < 1:
             raise InputError(f"cascade: at most {self.longest} tiers, want 1 or more")
-
-
-def certainty(log_probabilities: Sequence[float]) -> float:
-    """Geometric mean of the tokens' probabilities, from their natural logarithms.
-
-    Raises:
-        InputError: there is no token, or a value is not a logarithm of a probability.
-    """
-    if not len(log_probabilities):
-        raise InputError("certainty: no token, want the log-probability of at least one")
-    total = math.fsum(log_probabilities)
-    if math.isnan(total) or max(log_probabilities) > 1e-6:
-        raise InputError("certainty: a log-probability is over 0 or not a number")
-    return math.exp(min(0.0, total / len(log_probabilities)))
 
 
 def escalation(

@@ -288,3 +288,31 @@ def test_a_judged_prompt_may_fill_the_context_and_no_more() -> None:
     assert _generator(Letters(n_ctx=30)).choose([filling(30)], ["a"], Halt())[0].prompt_tokens == 30
     with pytest.raises(TooLargeError, match="got 31 tokens"):
         _generator(Letters(n_ctx=30)).choose([filling(31)], ["a"], Halt())
+
+
+# -- how sure
+
+
+def test_an_answer_says_how_sure_the_model_was_where_it_is_asked() -> None:
+    """By hand: of 128 letters one has logit 3 and the others 0; two tokens are made, and the end."""
+    letters = Letters(next_logits=lambda tokens: 3 * _says("ok")(tokens))
+    scored = _generator(letters).generate(letters_prompt("C"), Sampling(max_tokens=9, scored=True), Halt())
+    assert scored.text == "ok"
+    assert scored.certainty == pytest.approx(np.exp(3) / (np.exp(3) + 127), rel=1e-6)
+    plain = _generator(Letters(next_logits=_says("ok"))).generate(letters_prompt("C"), Sampling(max_tokens=9), Halt())
+    assert plain.certainty is None
+
+
+def test_how_sure_is_the_geometric_mean_over_an_answer() -> None:
+    """The first token is likelier than the second: the mean of logarithms, not of probabilities."""
+    weights = {0: 5.0, 1: 1.0, 2: 2.0}
+
+    def logits(tokens: tuple[int, ...]) -> NDArray[np.float32]:
+        place = len(tokens) - 1 - max(i for i, token in enumerate(tokens) if token == ord("Q"))
+        return np.float32(weights[place]) * _says("ok")(tokens)
+
+    made = _generator(Letters(next_logits=logits)).generate(
+        letters_prompt("C"), Sampling(max_tokens=9, scored=True), Halt()
+    )
+    chances = [np.exp(weight) / (np.exp(weight) + 127) for weight in weights.values()]
+    assert made.certainty == pytest.approx(np.prod(chances) ** (1 / 3), rel=1e-6)

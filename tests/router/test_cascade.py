@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from ruvllm.errors import InputError, LearningError
 from ruvllm.evaluation.cascade import cascade_points
-from ruvllm.router.cascade import Cascade, certainty, escalation
+from ruvllm.inference.sampling import certainty
+from ruvllm.router.cascade import Cascade, escalation
 from ruvllm.router.decision import Allowed, Decision
 
 ALL = Allowed((True,) * 4, (True,) * 5)
