@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ruvllm.attention.citations import cited
 from ruvllm.attention.context import Context, Shown
@@ -20,11 +20,13 @@ from ruvllm.attention.source import MemorySource, TermCache
 from ruvllm.learning.attention import Lesson
 from ruvllm.learning.attention_labels import Evidence, usefulness
 from ruvllm.memory.records import Vector
+from ruvllm.memory.retrieval.words import tokens
 from ruvllm.memory.store import Memory
 from ruvllm.progress import Progress, silent
 from ruvllm.text import whole_question
 
 MOST = 5000  # of the oracle's questions, and of stored answers as many; the latest
+JUDGES = "left out, they judge"  # asked by somebody, and held out: of no use to learn from
 PLAIN = 32  # places of the plain search that a ranking is compared with
 
 _ORACLE = """
@@ -87,7 +89,7 @@ def read_lessons(
     Raises:
         DatabaseError: Postgres is out of reach.
     """
-    asked = [*_of_the_oracle(memory, gold, most), *_of_answers(memory, gold, most)]
+    asked = _apart([*_of_the_oracle(memory, gold, most), *_of_answers(memory, gold, most)])
     known = [each for each in asked if each.useful]
     vectors = memory.embedder.embed([each.text for each in known], "query")
     source, train, held = MemorySource(memory, terms=TermCache()), list[Lesson](), list[HeldOut]()
@@ -98,7 +100,7 @@ def read_lessons(
         else:
             train.append(Lesson.of(graph, each.useful))
         progress(done, len(known), each.text)
-    counts = Counter(each.origin if each.useful else "unknown" for each in asked)
+    counts = Counter(each.origin if each.useful or each.origin == JUDGES else "unknown" for each in asked)
     return Lessons(tuple(train), tuple(held), dict(sorted(counts.items())))
 
 
@@ -111,6 +113,19 @@ def corpus_gold() -> dict[str, tuple[str, ...]]:
     from ruvllm.corpus.questions import questions
 
     return {question.key: question.gold_passages for question in questions()}
+
+
+def _apart(asked: Sequence[_Asked]) -> list[_Asked]:
+    """Nobody's question teaches what it judges: a user may ask one that is held out, in the same words."""
+    judging = {_words(each) for each in asked if each.held and each.useful}
+    return [
+        replace(each, origin=JUDGES, useful={}) if _words(each) in judging and not each.held and each.useful else each
+        for each in asked
+    ]
+
+
+def _words(asked: _Asked) -> tuple[str, ...]:
+    return tuple(tokens(asked.text))
 
 
 def _plain(source: MemorySource, vector: Vector) -> tuple[int, ...]:

@@ -37,14 +37,14 @@ def attend(settings: Settings, cycle_id: str) -> Result:
     def work(place: Workplace) -> Result:
         cycle = settings.state_dir / "cycles" / cycle_id
         if settings.attention == "off":
-            return _packed(cycle, Part(NONE, "RUVLLM_ATTENTION is off"))
+            return packed(cycle, Part(NONE, "RUVLLM_ATTENTION is off"))
         champion = champion_part(place.champion(), place.embedder.id)
         lessons = read_lessons(place.memory, _gold(), progress=progress.stage("Reading what proved useful"))
         part = choose_part(
             lessons, champion, place.embedder.id, place.embedder.dimension, cycle_id,
             progress=progress.stage("Training attention"),
         )  # fmt: skip
-        return {**describe(lessons, part), **_packed(cycle, part)}
+        return {**describe(lessons, part), **packed(cycle, part)}
 
     return step(settings, cycle_id, "attend", work)
 
@@ -70,10 +70,11 @@ def carry(champion: Path, cycle: Path) -> bool:
     return True
 
 
-def _packed(cycle: Path, part: Part) -> Result:
+def packed(cycle: Path, part: Part) -> Result:
+    """Put the part beside the router of `cycle`; what a killed run left there goes."""
     from ruvllm.learning.attention_part import pack
 
-    shutil.rmtree(cycle / WHOLE, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(cycle / WHOLE, ignore_errors=True)
     if part.content is not None:
         pack(cycle / ROUTER, part.content, cycle / WHOLE)
     return {**part.as_dict(), "sha256": read_bundle(proposed(cycle)).sha256}

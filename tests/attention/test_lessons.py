@@ -111,6 +111,14 @@ def test_a_bad_answer_teaches_nothing_unless_its_gold_passage_is_known(memory: M
     assert lesson.graph.ids[lesson.useful > 0].tolist() == [node_of(memory, "Ghana")]
 
 
+def test_a_question_that_judges_never_teaches_whoever_asks_it(memory: Memory, settings: Settings) -> None:
+    enrol(memory, "Ghana", "test")
+    answered(memory, settings, "user-1", "what is the capital of Ghana", "Accra", gold=("Accra",))
+    found = read_lessons(memory, GOLD)
+    assert (len(found.train), len(found.held)) == (0, 1)
+    assert found.counts == {"left out, they judge": 1, "oracle test": 1}
+
+
 def test_what_an_answer_cites_counts_before_what_it_shares(memory: Memory, settings: Settings) -> None:
     answered(memory, settings, "user-1", "What is the capital of Ghana?", "Accra [2]", gold=("Accra [2]",))
     with memory.database.transaction() as connection:
