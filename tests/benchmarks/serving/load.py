@@ -32,6 +32,7 @@ from ruvllm.settings import PROJECT_ROOT, Settings, load_settings
 from tests.benchmarks.memory import loading
 from tests.benchmarks.memory.report import Cell, Report, conditions
 from tests.benchmarks.memory.vectors import made
+from tests.benchmarks.serving.hangups import HOW, hang_up, seconds_until_free
 from tests.benchmarks.serving.openloop import Connections, Reply, on_schedule, percentiles
 from tests.benchmarks.serving.place import bundles
 
@@ -282,6 +283,32 @@ def _judge_swap(report: Report, what: str, rate: float, base: Run, swapped: Run)
     report.target(what, "none failed, both versions answered, p99 <= 5 ms longer", said, met)
 
 
+def disconnects(bench: Bench, report: Report, chosen: Chosen) -> None:
+    """Clients that hang up while the model works: the slots are free again at once, and nothing stays open."""
+    with bench.gateway("--service-ms", "20") as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        asyncio.run(hang_up(host, int(port), _HANGUPS // 20, _AT_ONCE))
+        seconds_until_free(gateway.url)
+        before = gateway.process.num_fds(), gateway.process.memory_info().rss / 2**20
+        asyncio.run(hang_up(host, int(port), _HANGUPS, _AT_ONCE))
+        free_s = seconds_until_free(gateway.url)
+        after = gateway.process.num_fds(), gateway.process.memory_info().rss / 2**20
+        good = put_load(gateway, CHAT, 5.0, 10.0)
+    failed = sum(not reply.ok for reply in good.replies)
+    report.table(
+        f"{_HANGUPS:,} clients that hang up",
+        ("what", "before", "after"),
+        [("open descriptors", before[0], after[0]), ("memory, MiB", round(before[1]), round(after[1])),
+         ("seconds until no request is left", "-", round(free_s, 2)),
+         ("of 50 requests afterwards failed", "-", failed)],
+        f"{_AT_ONCE} at a time, a third each: {', '.join(HOW)}; a streamed answer of 20 ms. `before` is after"
+        f" {_HANGUPS // 20:,} others.",
+    )  # fmt: skip
+    met = free_s <= 1.0 and after[0] <= before[0] + _SPARE and not failed
+    said = f"{free_s:.2f} s, {after[0] - before[0]:+d} descriptors, {failed} failed"
+    report.target("clients that hang up", f"free within 1 s, at most {_SPARE} descriptors more, none failed", said, met)
+
+
 def _whole_s(reply: Reply) -> float:
     return reply.seconds
 
@@ -294,11 +321,12 @@ def _judge(report: Report, what: str, run: Run, most_ms: tuple[int, int], of: Ca
     report.target(what, wanted, f"{p50:.2f} ms, {p99:.2f} ms, {failed}", met)
 
 
+_HANGUPS, _AT_ONCE, _SPARE = 10_000, 8, 4  # clients; pools open a connection now and then
 _BASE_S = 30.0  # of load without a swap
 _DEFERRED = ("--settle-s", "100000")  # at the start, and never again
 PARTS: dict[str, Callable[[Bench, Report, Chosen], None]] = {
     "cost": cost, "overhead": overhead, "everything": everything, "route": route, "overload": overload,
-    "local-swap": local_swap, "swap": swap,
+    "local-swap": local_swap, "swap": swap, "disconnects": disconnects,
 }  # fmt: skip
 
 
@@ -307,6 +335,7 @@ def estimate_s(part: str, seconds: float, swaps: int) -> float:
     load = {
         "cost": 54, "overhead": min(seconds, 30) + seconds, "everything": seconds, "route": min(seconds, 38) + 20,
         "overload": 2 * min(seconds, 60) + 20, "local-swap": 50 + min(seconds, 100), "swap": 40 + 2 * swaps,
+        "disconnects": 180,
     }  # fmt: skip
     return float(load[part]) + (20 if part in ("cost", "local-swap") else 10)
 
