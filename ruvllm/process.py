@@ -242,7 +242,7 @@ def _read(record_file: Path) -> _Record | None:
 
 def _wait_ready(service: Service, process: psutil.Process) -> None:
     deadline = time.monotonic() + service.start_timeout_s
-    while not _healthy(service.health):
+    while not (_healthy(service.health) and _listens(process, service.port)):
         if not alive(process):
             raise ProcessError(f"{service.name}: ended while it started; {tail(service.log)}")
         if time.monotonic() > deadline:
@@ -256,6 +256,16 @@ def _healthy(url: str) -> bool:
         return httpx.get(url, timeout=2.0, trust_env=False).status_code == httpx.codes.OK  # no proxy to ourselves
     except httpx.TransportError:
         return False
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    """Whether it, or what it started, has the port: another program may have taken it meanwhile, and answer there."""
+    for each in (process, *_session(process.pid)):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            found = each.net_connections(kind="tcp")
+            if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in found):
+                return True
+    return False
 
 
 def _end(processes: Sequence[psutil.Process], timeout_s: float) -> None:

@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -87,6 +89,18 @@ def test_a_taken_port_names_port_setting_and_holder(service: Service) -> None:
         with pytest.raises(ProcessError, match=f"port {service.port} .*{os.getpid()}.*RUVLLM_WEB_PORT"):
             process.start(service)
     assert not service.pid_file.exists()
+
+
+def test_anothers_answer_on_the_port_is_not_its_own(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that start at once both find the port free; the later one must not speak to the other's server."""
+    monkeypatch.setattr(process, "check_port", lambda _: None)
+    with ThreadingHTTPServer(("127.0.0.1", service.port), SimpleHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever).start()
+        try:
+            with pytest.raises(ProcessError, match="did not answer"):
+                process.start(replace(script(service, "exec sleep 60"), start_timeout_s=0.4))
+        finally:
+            other.shutdown()
 
 
 def test_one_that_ends_shows_the_end_of_its_log(service: Service) -> None:
