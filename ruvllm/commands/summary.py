@@ -49,7 +49,7 @@ def _learning(steps: dict[str, Any]) -> Any:
             f"{evaluate['regret_after']:.3f} [{low:.3f}, {high:.3f}]",
         ],
         ["tier accuracy against the oracle, held out", evaluate["accuracy_tier"]],
-        ["attention part of the bundle", f"{steps['attend']['part']}: {steps['attend']['why']}"],
+        *_attention(steps),
         ["gates passed", _gates_passed(steps["propose"])],
         ["promoted version", promote["version"] if promote["promoted"] else f"none: {promote['why']}"],
         ["answers written to memory / merged / skipped", " / ".join(str(writes.get(k, 0)) for k in _OUTCOMES)],
@@ -58,6 +58,12 @@ def _learning(steps: dict[str, Any]) -> Any:
         *([f"alarm {n}", alarm] for n, alarm in enumerate(maintain["alarms"], start=1)),
     ]
     return table("What the night learned", ["", "figure"], rows)
+
+
+def _attention(steps: dict[str, Any]) -> list[list[str]]:
+    """Nothing of a night that had no such step yet."""
+    attend = steps.get("attend")
+    return [["attention part of the bundle", f"{attend['part']}: {attend['why']}"]] if attend else []
 
 
 def _duplicates(maintain: dict[str, Any]) -> list[str]:
