@@ -25,7 +25,14 @@ def completion(model: str, ids: Ids, sampling: Sampling, stops: Sequence[str]) -
     `sampling.seed` stays here: a seeded request whose prefill is cut in two ends vLLM 0.32's engine on a CPU ("CPU
     Generator does not use offset"), with every other request in it, and a server does not say what it runs on. So what
     is drawn differs from call to call.
+
+    Raises:
+        InputError: the answer is to be copied from the passages.
     """
+    if sampling.copying:
+        raise InputError(
+            "copying: vLLM cannot hold an answer to its passages; ask a llama.cpp tier, or without copying"
+        )
     greedy = sampling.temperature == 0.0 or sampling.top_p == 0.0
     return {
         **_request(model, ids, sampling.max_tokens),

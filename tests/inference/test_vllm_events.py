@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ruvllm.errors import BackendError
+from ruvllm.errors import BackendError, InputError
 from ruvllm.inference.sse import MAX_LINE, EventReader
 from ruvllm.inference.types import Sampling
 from ruvllm.inference.vllm_answer import Reading, completion
@@ -75,3 +75,8 @@ def test_log_probabilities_that_are_none_end_in_the_typed_error(sure: list[float
 def _read(event: dict[str, object]) -> None:
     reading = Reading("http://server")
     reading.generation(reading.take(event))
+
+
+def test_a_copied_answer_is_refused_and_not_made_freely() -> None:
+    with pytest.raises(InputError, match="without copying"):
+        completion("m", [1, 2], Sampling(copying=True), ())

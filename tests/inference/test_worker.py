@@ -67,6 +67,13 @@ def test_what_cannot_be_asked(chat_worker: LlamaWorker, question: str, error: ty
     assert chat_worker.generate(short_prompt("Hi"), Sampling(max_tokens=2), 30).completion_tokens <= 2
 
 
+def test_nul_is_text_that_is_neither_the_end_nor_left_out(chat_worker: LlamaWorker) -> None:
+    """The gateway refuses it, for Postgres stores none; a C string would have ended there."""
+    cut, whole, behind = chat_worker.count_tokens(["one two", "one two\0 three four", " three four"])
+    assert whole > max(cut, behind)
+    assert chat_worker.generate(short_prompt("one\0two"), Sampling(max_tokens=2), 30).completion_tokens <= 2
+
+
 def test_bad_sampling_does_not_reach_the_model(chat_worker: LlamaWorker) -> None:
     with pytest.raises(InputError, match="temperature: got nan"):
         chat_worker.generate(short_prompt("Hi"), Sampling(temperature=float("nan")), 30)

@@ -148,6 +148,8 @@ POISON: dict[str, tuple[bytes, int]] = {
     "unknown role": (json.dumps(chat(messages=[{"role": "root", "content": "s"}])).encode(), 400),
     "unknown model": (json.dumps(chat(model="gpt-4")).encode(), 404),
     "unknown field": (json.dumps(chat(grammar="root ::= root")).encode(), 400),
+    "a field that is not carried out": (json.dumps(chat(logit_bias={"50256": -100})).encode(), 400),
+    "another one": (json.dumps(chat(top_k=40)).encode(), 400),
     "unknown option": (json.dumps(chat(ruvllm={"tiers": "x"})).encode(), 400),
     "model and tier that differ": (json.dumps(chat(model=BIG, ruvllm={"tier": "smollm2-135m"})).encode(), 400),
     "negative max_tokens": (json.dumps(chat(max_tokens=-1)).encode(), 400),
