@@ -203,13 +203,16 @@ def ingest(
 
     with open_workplace(settings_here()) as place, Bars() as bars:
         report = ingest_paths(place.memory, paths, bars.stage("Ingesting"))
+    linked = ", ".join(f"{count} by {kind}" for kind, count in report.links.items()) or "none"
     say(
         as_json,
-        {"files": report.files, "written": report.nodes_written, "skipped": report.nodes_skipped, "bad": report.bad},
+        {"files": report.files, "written": report.nodes_written, "skipped": report.nodes_skipped,
+         "links": dict(report.links), "bad": report.bad},
         lambda: console.print(
-            f"{report.files} files: {report.nodes_written} nodes written, {report.nodes_skipped} were there already"
+            f"{report.files} files: {report.nodes_written} nodes written, {report.nodes_skipped} were there already; "
+            f"new edges: {linked}"
         ),
-    )
+    )  # fmt: skip
     for path, reason in report.bad:
         errors.print(Text.assemble(("skipped ", "red"), f"{path}: {reason}"), soft_wrap=True)
     if report.bad:
