@@ -38,7 +38,7 @@ def test_explained(settings: list[Setting], config: AttentionConfig, report: Rep
     )
     path = report.folder / "explain.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    titles = {id: naming.title_of(each.texts[id]) for id in ranked.ids.tolist()}
+    titles = {id: naming.title_of(each.texts[id]) or each.texts[id] for id in ranked.ids.tolist()}
     draw(ranked, titles, path, each.questions[place], most=16)
     before, after = ({id: at for at, id in enumerate(ids.tolist(), start=1)} for ids in (ranked.graph.ids, ranked.ids))
     rows = [(titles[id], before.get(id), after.get(id)) for id in each.gold[place]]
