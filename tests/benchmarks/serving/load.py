@@ -287,6 +287,7 @@ def disconnects(bench: Bench, report: Report, chosen: Chosen) -> None:
     """Clients that hang up while the model works: the slots are free again at once, and nothing stays open."""
     with bench.gateway("--service-ms", "20") as gateway:
         host, port = gateway.url.removeprefix("http://").split(":")
+        put_load(gateway, CHAT, 5.0, 2.0)  # it waits until the gateway listens
         asyncio.run(hang_up(host, int(port), _HANGUPS // 20, _AT_ONCE))
         seconds_until_free(gateway.url)
         before = gateway.process.num_fds(), gateway.process.memory_info().rss / 2**20
