@@ -284,7 +284,7 @@ def _table71(kept: Cells, results: Path) -> str:
     ]
     rows.append(("prompt lookup", "1.3-1.5x", _lookups(results), "none where exact", "off"))
     rows.append(("draft model", "1.3-1.5x", _drafted(kept), "none", "off: LFM2's state cannot be rolled back"))
-    rows.append(("continuous batching", "2-4x", "docs/vllm.md", "none: vLLM's own", "with vLLM"))
+    rows.append(("continuous batching", "2-4x", "docs/vllm-speed.md", "none: vLLM's own", "with vLLM"))
     return _table(
         "Table 7.1 of the specification, row by row",
         ("optimisation", "promised", "measured", "quality", "here"),
