@@ -216,6 +216,7 @@ class Exchange:
         with self._guard:
             self._socket = None if stream is None else stream.get_extra_info("socket")
             if self._left and stream is not None:
+                stream.close()  # nobody else holds it yet: it would stay open until it is collected
                 raise CancelledError(f"{self._server.url}: nobody waits for this answer any more")
 
 
