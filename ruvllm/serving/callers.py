@@ -26,19 +26,20 @@ class Callers:
             AuthenticationError: no key that is known.
             ForbiddenError: a key without `scope`.
         """
-        caller = self._caller(request.headers.get("authorization"), request.client.host if request.client else None)
+        peer = request.client.host if request.client else None
+        caller = self._caller(request.headers.get("authorization"), peer, request.headers.get("host"))
         if scope is not None:
             caller.require(scope)
         request.state.key = caller.key_id
         return caller
 
-    def _caller(self, authorization: str | None, peer: str | None) -> Caller:
+    def _caller(self, authorization: str | None, peer: str | None, site: str | None) -> Caller:
         """OpenAI's clients cannot be made without a key: where none is needed, what is no key of ours is none."""
         door = self._service.door
         if authorization is not None and not looks_like_key(authorization.rpartition(" ")[2]):
             with suppress(AuthenticationError):
-                return door.caller(None, peer)
-        return door.caller(authorization, peer)
+                return door.caller(None, peer, site)
+        return door.caller(authorization, peer, site)
 
     def asked(self, request: Request, caller: Caller) -> Asked:
         """What a request's texts are asked under."""

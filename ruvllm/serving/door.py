@@ -86,19 +86,29 @@ class Door:
         keys = self._keys.values() if self._keys else ()
         return tuple(dict.fromkeys([self._settings.tenant, *(each.record.tenant for each in keys)]))
 
-    def caller(self, authorization: str | None, peer: str | None = None) -> Caller:
-        """Who sent the header `Authorization`, None where there was none; `peer` is the address they come from.
+    def caller(self, authorization: str | None, peer: str | None = None, site: str | None = None) -> Caller:
+        """Who sent the header `Authorization`, None where there was none.
+
+        Args:
+            peer: the address they come from.
+            site: the header `Host`, what they take this gateway for. A page of the web that has its own name resolved
+                to this machine (DNS rebinding) comes from a loopback address too, but under that name.
 
         Raises:
             AuthenticationError: no key, or none that is known, valid and in time.
             KeysUnavailable: Postgres has been away since the start.
         """
         if authorization is None:
-            return self._without_key(peer)
+            return self._without_key(peer, site)
         return self._known(_token(authorization))
 
-    def _without_key(self, peer: str | None) -> Caller:
+    def _without_key(self, peer: str | None, site: str | None) -> Caller:
         if self._is_open(peer):
+            if site is not None and not is_loopback(_name(site)):
+                raise AuthenticationError(
+                    f"Host: got {site[:100]!r}, want localhost or a loopback address: without an API key a page of the "
+                    "web could ask under a name of its own; ruvllm keys create makes a key, which may ask by any name"
+                )
             return self._local
         raise AuthenticationError('no API key: want the header "Authorization: Bearer …"; ruvllm keys create makes one')
 
@@ -140,6 +150,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return False
+
+
+def _name(site: str) -> str:
+    """The host in a header `Host`: without its port, and without the brackets of IPv6."""
+    return site[1:].partition("]")[0] if site.startswith("[") else site.partition(":")[0].lower().removesuffix(".")
 
 
 def _token(authorization: str) -> str:

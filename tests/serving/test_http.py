@@ -280,10 +280,17 @@ def test_the_document_declares_every_status_and_no_other(client: httpx.Client) -
                 assert {"200", "400", "401", "403", "429", "500", "503"} <= set(operation["responses"]), path
 
 
+def test_a_page_of_the_web_that_resolved_its_name_to_this_machine_is_refused(client: httpx.Client) -> None:
+    for path in ("/v1/models", "/v1/state"):
+        refused = client.get(path, headers={"host": "evil.example:8080"})
+        assert_openai_error(refused, 401, "invalid_api_key")
+        assert "localhost" in refused.json()["error"]["message"]
+
+
 def test_keys_open_what_their_scopes_say(
     client: httpx.Client, service: GatewayService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def caller(authorization: str | None, peer: str | None) -> Caller:
+    def caller(authorization: str | None, peer: str | None, site: str | None) -> Caller:
         if authorization is None:
             raise AuthenticationError("no API key")
         return Caller("k1", "default", frozenset({"ask"}), CallerLimits(requests_per_minute=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -108,6 +109,23 @@ def test_access_without_a_key(settings: Settings, store: KeyStore) -> None:
     opened(settings, store, "open").caller(None, "127.0.0.1")
     with pytest.raises(AuthenticationError):
         opened(settings, store, "keys").caller(None, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("site", "known"),
+    [("127.0.0.1:8080", True), ("LocalHost:8080", True), ("localhost.", True), ("[::1]:8080", True), ("[::1]", True),
+     ("evil.example:8080", False), ("localhost.evil.example", False), ("10.0.0.9", False), ("[::2]:8080", False),
+     ("[", False), ("", False)],
+)  # fmt: skip
+def test_without_a_key_no_page_of_the_web_asks_under_its_own_name(
+    settings: Settings, store: KeyStore, site: str, known: bool
+) -> None:
+    door = opened(settings, store, "open")
+    with nullcontext() if known else pytest.raises(AuthenticationError, match="Host: got"):
+        door.caller(None, "127.0.0.1", site)
+    _, key = store.create("acme")
+    door.refresh()
+    assert door.caller(f"Bearer {key}", "127.0.0.1", site).tenant == "acme"  # a page has no key to send
 
 
 def test_beyond_this_machine_a_key_is_always_wanted(settings: Settings, store: KeyStore) -> None:

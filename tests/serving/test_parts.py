@@ -60,7 +60,7 @@ def test_the_probe_sends_the_key_of_its_file(
 ) -> None:
     key = f"ruvllm-{'0' * 16}-{'x' * 43}"
     caller, sent = service.door.caller(None), []
-    monkeypatch.setattr(service.door, "caller", lambda authorization, peer: sent.append(authorization) or caller)
+    monkeypatch.setattr(service.door, "caller", lambda authorization, peer, site: sent.append(authorization) or caller)
     monkeypatch.setattr("ruvllm.services.gateway_running", lambda settings: serving(settings, service))
     (tmp_path / "key").write_text(f"{key}\n")
     ask_gateway(replace(settings, probe_key_file=str(tmp_path / "key")), "", "Hello?")
