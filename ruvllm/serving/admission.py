@@ -80,7 +80,7 @@ class Admission:
 
         Args:
             key: whose limits count.
-            tokens: of the prompt, as far as they are known yet; `Ticket.weigh` says them later.
+            tokens: of the prompt, guessed: no tokeniser is asked before the place is taken.
             deadline_s: from now on the request is worth answering.
 
         Raises:
@@ -122,16 +122,13 @@ class Admission:
             raise _overloaded(f"all {places} places are taken", self._wait_s())
         waiting = self._running + self._queued >= self.bounds.slots
         if waiting and self._queued_tokens + tokens > self.bounds.queue_tokens:
-            raise self._too_many_tokens(tokens)
+            raise _overloaded(
+                f"{self._queued_tokens} prompt tokens wait and this request has {tokens}, "
+                f"want at most {self.bounds.queue_tokens} together",
+                self._wait_s(),
+            )
         if (wait := self._wait_s() if waiting else 0.0) > deadline_s:
             raise _overloaded(f"the wait would be {wait:.0f} s, the request's deadline is {deadline_s:g} s", wait)
-
-    def _too_many_tokens(self, tokens: int) -> OverloadedError:
-        return _overloaded(
-            f"{self._queued_tokens} prompt tokens wait and this request has {tokens}, "
-            f"want at most {self.bounds.queue_tokens} together",
-            self._wait_s(),
-        )
 
     def _wait_s(self) -> float:
         """Until a place in work is free for one more, as things go: what is ahead, by the time that one takes."""
@@ -160,20 +157,6 @@ class Admission:
                 raise _too_fast(bucket, what, wait, _headers(key, now))
 
     # --- what tickets do ----------------------------------------------------------------------------------------------
-
-    def _weigh(self, ticket: Ticket, tokens: int) -> None:
-        with self._lock:
-            now, more = self._clock(), tokens - ticket.tokens
-            others = self._queued > 1 or self._running >= self.bounds.slots
-            if ticket.stage == _QUEUED and others and self._queued_tokens + more > self.bounds.queue_tokens:
-                raise self._too_many_tokens(tokens)
-            if more > 0 and (bucket := ticket.key.tokens) is not None:
-                if (wait := bucket.wait_s(more, now)) > 0:
-                    raise _too_fast(bucket, "tokens", wait, _headers(ticket.key, now))
-                bucket.take(more, now)
-            if ticket.stage == _QUEUED:
-                self._queued_tokens += more
-            ticket.tokens = tokens
 
     def _begin(self, ticket: Ticket) -> None:
         with self._lock:
@@ -219,15 +202,6 @@ class Ticket:
     deadline: float  # of the admission's clock
     stage: str = field(default=_QUEUED)
     began: float = 0.0
-
-    def weigh(self, tokens: int) -> None:
-        """The prompt has `tokens`.
-
-        Raises:
-            OverloadedError: too many wait already.
-            RateLimitedError: the key had too many in the last minute.
-        """
-        self.admission._weigh(self, tokens)  # a ticket is a part of its admission
 
     def begin(self) -> None:
         """Out of the queue, into work.

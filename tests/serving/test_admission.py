@@ -66,10 +66,7 @@ def test_tokens_bound_the_queue_but_not_an_idle_gateway(clock: Clock) -> None:
     door.enter("k", FREE, tokens=60)
     with pytest.raises(OverloadedError, match="60 prompt tokens wait and this request has 41"):
         door.enter("k", FREE, tokens=41)
-    late = door.enter("k", FREE)
-    with pytest.raises(OverloadedError, match="has 41"):
-        late.weigh(41)  # counted only after it was let in
-    late.weigh(40)
+    late = door.enter("k", FREE, tokens=40)
     assert door.state.queued_tokens == 100
     late.begin()
     assert door.state.queued_tokens == 60
@@ -102,13 +99,12 @@ def test_requests_a_minute_come_back_evenly_and_are_told(clock: Clock) -> None:
         door.enter("k", limits)
 
 
-def test_tokens_a_minute_count_the_prompt_once_it_is_known(clock: Clock) -> None:
+def test_tokens_a_minute_count_the_prompts(clock: Clock) -> None:
     door, limits = admission(clock), CallerLimits(None, tokens_per_minute=600)
-    with door.enter("k", limits, tokens=100) as ticket:
-        ticket.weigh(500)
+    with door.enter("k", limits, tokens=500) as ticket:
         assert ticket.headers()["x-ratelimit-remaining-tokens"] == "100"
-    with door.enter("k", limits) as ticket, pytest.raises(RateLimitedError) as refused:
-        ticket.weigh(200)
+    with pytest.raises(RateLimitedError) as refused:
+        door.enter("k", limits, tokens=200)
     assert refused.value.retry_after_s == 10.0  # the 100 that lack, at 10 a second
 
 
@@ -187,9 +183,9 @@ def test_threads_never_overfill(clock: Clock) -> None:
     assert door.state == AdmissionState(0, 0, 0, False)
 
 
-@given(st.lists(st.tuples(st.sampled_from("eblw"), st.integers(0, 7), st.integers(0, 60)), max_size=60))
+@given(st.lists(st.tuples(st.sampled_from("ebl"), st.integers(0, 7), st.integers(0, 60)), max_size=60))
 def test_counts_agree_with_the_tickets_whatever_comes(steps: list[tuple[str, int, int]]) -> None:
-    """Any order of entering, weighing, beginning and leaving: what is counted is what is held."""
+    """Any order of entering, beginning and leaving: what is counted is what is held."""
     clock, held = Clock(), list[Ticket]()
     door = admission(clock, slots=2, queue=3)
     for step, which, amount in steps:
@@ -200,8 +196,7 @@ def test_counts_agree_with_the_tickets_whatever_comes(steps: list[tuple[str, int
             elif held and step == "l":
                 held.pop(which % len(held)).leave()
             elif held:
-                ticket = held[which % len(held)]
-                ticket.begin() if step == "b" else ticket.weigh(amount)
+                held[which % len(held)].begin()
         except (OverloadedError, RateLimitedError):
             continue
         queued = [ticket for ticket in held if ticket.stage == "queued"]
