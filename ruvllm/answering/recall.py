@@ -42,7 +42,8 @@ def may_recall(ask: Ask) -> bool:
 
     A follow-up means what its history says, so it is never looked up by its own words.
     """
-    said_how = ask.instructions or ask.stop or ask.temperature or ask.forced_tier or ask.forced_bin
+    sampled = ask.temperature or ask.seed or (ask.top_p is not None and ask.top_p < 1)
+    said_how = sampled or ask.instructions or ask.stop or ask.forced_tier or ask.forced_bin
     return not (said_how or ask.history)
 
 

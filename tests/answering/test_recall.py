@@ -113,11 +113,13 @@ def test_it_is_streamed_as_any_other(place: Place) -> None:
         Ask(CLOSE, instructions="Answer in French."),
         Ask(CLOSE, stop=("m",)),
         Ask(CLOSE, temperature=0.9),
+        Ask(CLOSE, top_p=0.5),
+        Ask(CLOSE, seed=7),
         Ask(CLOSE, max_tokens=1),
         Ask(CLOSE, history=(("Hello?", "Hello."),)),
         Ask("What is the population of Gabon?"),
     ],
-    ids=["tier", "bin", "instructions", "stop", "temperature", "length", "follow-up", "another name"],
+    ids=["tier", "bin", "instructions", "stop", "temperature", "top_p", "seed", "length", "follow-up", "another name"],
 )
 def test_what_a_tier_has_to_answer(place: Place, ask: Ask) -> None:
     with pytest.raises(ModelFileError, match="a model was asked"):
