@@ -52,12 +52,16 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class OutboxState:
-    """What waits to be settled, for metrics: `retrying` of `depth` failed at least once; `failed` were given up."""
+    """What waits to be settled, for metrics: `retrying` of `depth` failed at least once; `failed` were given up.
+
+    `replay` is how many settled answers the replay reservoir holds.
+    """
 
     depth: int
     oldest_s: float
     retrying: int
     failed: int
+    replay: int
 
 
 @dataclass(frozen=True)
@@ -164,11 +168,11 @@ class Interactions:
         return done
 
     def outbox(self) -> OutboxState:
-        """What waits, how long the oldest has waited, and what was given up."""
+        """What waits, how long the oldest has waited, what was given up, and what is kept to learn from."""
         with self.database.transaction() as connection:
             depth, oldest, retrying = connection.execute(_OPEN).fetchone() or (0, 0, 0)
-            (failed,) = connection.execute(_FAILED).fetchone() or (0,)
-        return OutboxState(int(depth), float(oldest), int(retrying), int(failed))
+            failed, replay = connection.execute(_ENDED).fetchone() or (0, 0)
+        return OutboxState(int(depth), float(oldest), int(retrying), int(failed), int(replay))
 
     def _settle_next(self, memory: Memory) -> bool | None:
         """Whether the next row was settled (False: it failed and was put off); None where none is due."""
@@ -262,7 +266,9 @@ _OPEN = """
     SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0), count(*) FILTER (WHERE attempts > 0)
     FROM serving.outbox WHERE done_at IS NULL
 """
-_FAILED = "SELECT count(*) FROM serving.outbox WHERE outcome = 'failed'"
+_ENDED = """
+    SELECT (SELECT count(*) FROM serving.outbox WHERE outcome = 'failed'), (SELECT count(*) FROM learning.experience)
+"""
 
 
 def _enqueue(connection: Connection, interaction: int, tenant: str, key: str) -> None:

@@ -59,6 +59,8 @@ class Metrics:
         self.outbox_depth = self._gauge("outbox_depth", "Answers that wait to be scored and written back")
         self.outbox_oldest = self._gauge("outbox_oldest_seconds", "How long the oldest of these has waited")
         self.outbox_failed = self._gauge("outbox_failed", "Answers whose settling was given up")
+        self.replay = self._gauge("replay_size", "Settled answers that the replay reservoir holds")
+        self.mlflow_up = self._gauge("mlflow_up", "Whether the MLflow server answered last")
         self.ingest_waiting = self._gauge("ingest_waiting", "Rows of bursts that are not found yet")
         self.version = self._gauge("router_version_info", "The router that decides", "version", "sha256")
         self._gauge("machine_memory_used_ratio", "Of this machine or its container").set_function(memory_used)
@@ -97,6 +99,7 @@ class Metrics:
         self.outbox_depth.set(outbox.depth)
         self.outbox_oldest.set(outbox.oldest_s)
         self.outbox_failed.set(outbox.failed)
+        self.replay.set(outbox.replay)
 
     def watch(self, admission: Admission, router: HotRouter, db_up: Callable[[], bool]) -> None:
         """Show the queue, how old the view of the ledger is, and whether Postgres answered, at each look."""

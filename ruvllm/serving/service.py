@@ -45,6 +45,7 @@ from ruvllm.settings import Settings
 SYNC_EVERY_S = 1.0  # the champion is followed within 2 s, keys within one
 SETTLE_EVERY_S = 1.0
 JUDGE_EVERY_S = 2.0
+REGISTRY_EVERY_S = 10.0
 DRAIN_S = 30.0
 _SETTLE_BATCH = 100
 _LIGHT = Bounds(slots=4, queue=60)  # what generates nothing is over in milliseconds
@@ -105,7 +106,8 @@ class GatewayService:
 
     `outbox` says what waits to be settled; `take_in` makes waiting rows of bursts nodes and says how many still wait;
     `models` says how each tier's process is; `make` opens another tenant's answerer; `judge` gives who scores, while
-    nobody asks, what nobody said anything of. Answers are settled every `settle_every_s`.
+    nobody asks, what nobody said anything of; `registry_is_up` looks whether MLflow answers. Answers are settled every
+    `settle_every_s`.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class GatewayService:
         models: Callable[[], Sequence[TierState]] = tuple,
         make: Callable[[str], Answering] | None = None,
         judge: Callable[[Database], Judges] | None = None,
+        registry_is_up: Callable[[], bool] | None = None,
         settle_every_s: float = SETTLE_EVERY_S,
     ) -> None:
         self.answerer, self.database, self.settings = answerer, database, settings
@@ -141,6 +144,7 @@ class GatewayService:
         self._swapping = threading.Lock()
         self._warm, self._on_close = warm, on_close
         self._outbox, self._take_in, self._models = outbox, take_in, models
+        self._registry_is_up = registry_is_up
         self._ending = threading.Event()
         self._refusing = False
         self._threads: list[threading.Thread] = []
@@ -167,6 +171,7 @@ class GatewayService:
                 ("sync", SYNC_EVERY_S, self.sync),
                 ("settle", self._settle_every_s, self.settle),
                 *((("judge", JUDGE_EVERY_S, self.judge),) if self._judge is not None else ()),
+                *((("registry", REGISTRY_EVERY_S, self.look_at_registry),) if self._registry_is_up is not None else ()),
             )
         ]
         for thread in (*self._threads, threading.Thread(target=self.warm_up, name="warm", daemon=True)):
@@ -313,6 +318,11 @@ class GatewayService:
         self._try("outbox", self._settle_outboxes)
         if (take_in := self._take_in) is not None:
             self._try("bursts", lambda: self.metrics.ingest_waiting.set(take_in()))
+
+    def look_at_registry(self) -> None:
+        """For metrics alone: answers never wait for MLflow, and what the ledger names was fetched or is said."""
+        if (is_up := self._registry_is_up) is not None:
+            self.metrics.mlflow_up.set(float(is_up()))
 
     def judge(self) -> None:
         """Let the judge score what waits, while nobody asks; one that may not judge is said, and is not asked."""

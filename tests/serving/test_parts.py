@@ -87,13 +87,14 @@ def test_the_gateway_takes_bursts_in_and_says_what_waits(
     burst.add(database, [NewNode(f"Passage {i} of a burst.", source="burst") for i in range(5)])
     service = GatewayService(
         answerer, database, BundleStore(settings.router_dir), settings, take_in=late.take_in,
-        outbox=lambda: OutboxState(depth=3, oldest_s=42.0, retrying=1, failed=2),
+        outbox=lambda: OutboxState(depth=3, oldest_s=42.0, retrying=1, failed=2, replay=7),
     )  # fmt: skip
     service.settle()
     shown = service.metrics.render().decode()
     assert "ruvllm_outbox_depth 3.0" in shown
     assert "ruvllm_outbox_oldest_seconds 42.0" in shown
     assert "ruvllm_outbox_failed 2.0" in shown
+    assert "ruvllm_replay_size 7.0" in shown
     assert "ruvllm_ingest_waiting 0.0" in shown
     assert late.open().counts()["nodes"] == 5
     late.close()
