@@ -136,6 +136,14 @@ class Answerer:
         self._candidate: Policy | None = None
         self.use_router(runtime)
 
+    def check_router(self, runtime: RouterRuntime) -> None:
+        """
+        Raises:
+            BundleError: the router was trained for another ladder, or its attention part is damaged.
+        """
+        runtime.require(self.ladder.name, self.ladder.names, self.perception.embedder.id)
+        self._attending.ready(runtime)
+
     def use_router(self, runtime: RouterRuntime | None) -> None:
         """Swap the router; one reference assignment, so a request sees the old or the new, never both.
 
@@ -143,8 +151,7 @@ class Answerer:
             BundleError: the router was trained for another ladder, or its attention part is damaged.
         """
         if runtime is not None:
-            runtime.require(self.ladder.name, self.ladder.names, self.perception.embedder.id)
-            self._attending.ready(runtime)
+            self.check_router(runtime)
         self._policy = self._policy_of(runtime)
 
     def _policy_of(self, runtime: RouterRuntime | None) -> Policy:

@@ -122,9 +122,12 @@ class FakeAnswerer:
         self.settled += 1
         return 0
 
+    def check_router(self, runtime: RouterRuntime) -> None:
+        runtime.require("packaged", ("smollm2-135m", "gemma3-270m"), self.encoder)
+
     def use_router(self, runtime: RouterRuntime | None) -> None:
         assert runtime is not None
-        runtime.require("packaged", ("smollm2-135m", "gemma3-270m"), self.encoder)
+        self.check_router(runtime)
         self.router_version = runtime.version
 
     def feedback(

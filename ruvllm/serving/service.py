@@ -81,6 +81,8 @@ class Answering(Protocol):
 
     def settle_outbox(self, limit: int = 100) -> int: ...
 
+    def check_router(self, runtime: RouterRuntime) -> None: ...
+
     def use_router(self, runtime: RouterRuntime | None) -> None: ...
 
     def feedback(
@@ -135,7 +137,7 @@ class GatewayService:
         self.spool = Spool(settings.spool_dir, settings.spool_mb * 2**20)
         self.router = HotRouter(store, settings, self._use)
         self.candidates = Candidates(
-            BundleStore(settings.router_dir / "trial"), settings, answerer.ladder, self._check_candidate
+            BundleStore(settings.router_dir / "trial"), settings, answerer.ladder, answerer.check_router
         )
         self.tenants: Tenants[Answering] = Tenants(database.tenant, self._joined(database.tenant, answerer), self._made)
         self._make, self._settle_every_s = make, settle_every_s
@@ -280,10 +282,6 @@ class GatewayService:
             with self._swapping:
                 answerer.use_router(self._runtime)
         return answerer
-
-    def _check_candidate(self, runtime: RouterRuntime) -> None:
-        ladder = self.answerer.ladder
-        runtime.require(ladder.name, ladder.names, self.answerer.encoder)
 
     def _joined(self, tenant: str, answerer: Answering) -> Answering:
         if self.settings.spool_mb:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from typer.testing import CliRunner
 
 from ruvllm.answering.answer import Answer, Answerer, Ask, Perception
@@ -18,11 +20,13 @@ from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.inference.fake import FakeModel
 from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.tiers import Ladder, load_catalogue
+from ruvllm.learning import attention_part
 from ruvllm.memory.store import Memory
 from ruvllm.registry import ledger
 from ruvllm.registry.ledger import NewRow
 from ruvllm.router.fake import write_random_bundle
 from ruvllm.router.store import BundleStore
+from ruvllm.serving import canary
 from ruvllm.serving.service import GatewayService
 from ruvllm.settings import Settings
 
@@ -101,3 +105,18 @@ def test_a_shadow_decides_beside_and_serves_nobody_until_it_is_stopped(service: 
     [trial] = verb("status")
     assert (trial["decided"], trial["why"]) == (10, "seen enough")
     assert CliRunner().invoke(trials.app, ["stop"]).exit_code == 1  # there is none any more
+
+
+def test_a_candidate_with_a_damaged_attention_part_serves_nobody(
+    service: GatewayService, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_random_bundle(tmp_path / "plain", version="candidate", seed=8)
+    monkeypatch.setattr(attention_part, "from_bytes", lambda content: None)  # else it is not even packed
+    part = safetensors.numpy.save({"layers.0.weight": np.zeros((4, 4), np.float32)})
+    sha256 = attention_part.pack(tmp_path / "plain", part, tmp_path / "damaged")
+    canary.start(database, "7", sha256, (tmp_path / "damaged").as_uri(), 0.5)
+    service.sync()
+    given = ask(service, 20)
+    assert deciders(given) == {"champion"}
+    assert not any(answer.degraded for answer in given)
+    assert verb("status")[0]["why"].startswith("not usable: router bundle: its attention part: ")
