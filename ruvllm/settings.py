@@ -79,7 +79,8 @@ class Settings:
     probe_key_file: str = ""  # holds the API key with which a night asks the gateway, where that wants one
     console: bool = True  # the page /console of the gateway; it holds no data, and asks with its reader's own key
     log_prompts: bool = False  # questions and answers in the gateway's log, where a request's privacy level is public
-    otel_endpoint: str = ""  # OTLP over HTTP, "http://127.0.0.1:4318/v1/traces"; empty: no spans are made
+    otel_endpoint: str = ""  # every answer's spans go there: OTLP over HTTP, "http://127.0.0.1:4318/v1/traces"
+    trace_share: float = 0.0  # of answers in [0, 1] whose spans go to MLflow, experiment ruvllm-gateway; 0: none
     gateway_url: str = ""  # of the gateway that a night asks, where that runs elsewhere; empty: this checkout's own
     gateway_port: int = 0  # 0: chosen once for this checkout and kept in the state directory
     prefect_api_url: str = ""  # of a Prefect server of your own, "http://HOST:4200/api"; empty: this checkout's own
@@ -107,6 +108,7 @@ class Settings:
         _one_of("attention", self.attention, ("auto", "off"))
         _between("explore", self.explore, 0.0, 1.0)
         _one_of("explorer", self.explorer, ("epsilon-greedy", "thompson"))
+        _between("trace_share", self.trace_share, 0.0, 1.0)
         _between("cascade_floor", self.cascade_floor, 0.0, 1.0)
         _between("confidence_floor", self.confidence_floor, 0.0, 1.0)
         _between("writeback_threshold", self.writeback_threshold, 0.0, 1.0)

@@ -32,18 +32,18 @@ def main(settings: Settings | None = None) -> None:
     from ruvllm.serving.build import build_service
     from ruvllm.serving.journal import Journal
     from ruvllm.serving.server import GatewayServer, TimelyHeaders
-    from ruvllm.serving.tracing import open_tracing
+    from ruvllm.serving.tracing import open_tracings
 
     settings = settings or load_settings()
     _log_lines()
     require_fast_parts()
     signal.signal(signal.SIGTERM, _end)  # the server drains first, then gives the signal back
     with listen(settings.host, ports(settings).gateway) as door, ExitStack() as opened:
-        tracing = open_tracing(settings.otel_endpoint)
-        if tracing is not None:
+        tracings = open_tracings(settings)
+        for tracing in tracings:
             opened.callback(tracing.close)
         service = build_service(settings)
-        app = create_app(settings, service, Journal(settings.log_prompts, tracing))
+        app = create_app(settings, service, Journal(settings.log_prompts, tracings))
         config = uvicorn.Config(
             app,
             loop="uvloop",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from ruvllm.answering.answer import Answer, Ask
@@ -21,14 +22,14 @@ log = logging.getLogger("ruvllm.answers")
 class Journal:
     """Of one gateway."""
 
-    def __init__(self, log_prompts: bool = False, tracing: Tracing | None = None) -> None:
-        self._log_prompts, self._tracing = log_prompts, tracing
+    def __init__(self, log_prompts: bool = False, tracings: Sequence[Tracing] = ()) -> None:
+        self._log_prompts, self._tracings = log_prompts, tracings
 
     def answered(self, ask: Ask, answer: Answer, caller: Caller, seconds: float) -> None:
         """A line, and spans where these are collected."""
         log.info("answered", extra={"fields": self._fields(ask, answer, caller, seconds)})
-        if self._tracing is not None:
-            self._tracing.answered(answer, seconds)
+        for tracing in self._tracings:
+            tracing.answered(answer, seconds)
 
     def _fields(self, ask: Ask, answer: Answer, caller: Caller, seconds: float) -> dict[str, object]:
         allowed = level(ask.privacy)

@@ -1,36 +1,35 @@
-"""OpenTelemetry spans of answers, where an endpoint is set; made from the times that an answer carries.
+"""OpenTelemetry spans of answers, where an endpoint or MLflow is to have them; made from the times an answer carries.
 
-Knows nothing of HTTP. The packages are an extra (`otel`): without an endpoint none is imported.
+Knows nothing of HTTP. Without a place for spans, OpenTelemetry is not imported.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import time
 from typing import TYPE_CHECKING, Any
 
 from ruvllm import __version__
 from ruvllm.answering.answer import Answer
-from ruvllm.errors import SettingsError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
-_EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    from ruvllm.settings import Settings
+
 _NAMES = {"store": "write back"}  # stage -> span, where they differ
 
 
 class Tracing:
-    """A provider of its own, closed with `close`."""
+    """Sends the spans of a `share` in [0, 1] of answers to one place, in the background. Closed with `close`."""
 
-    def __init__(self, exporter: SpanExporter) -> None:
+    def __init__(self, exporter: SpanExporter, share: float = 1.0) -> None:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
         resource = Resource.create({"service.name": "ruvllm", "service.version": __version__})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider = TracerProvider(TraceIdRatioBased(share), resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("ruvllm.gateway")
 
@@ -41,6 +40,8 @@ class Tracing:
         ends = time.time_ns()
         at = ends - int(seconds * 1e9)
         whole = self._tracer.start_span("answer", start_time=at, attributes=_attributes(answer))
+        if not whole.is_recording():  # not of the share
+            return
         context = set_span_in_context(whole)
         for stage, ms in answer.stage_ms.items():
             span = self._tracer.start_span(_NAMES.get(stage, stage), context, start_time=at)
@@ -53,23 +54,22 @@ class Tracing:
         self._provider.shutdown()
 
 
-def open_tracing(endpoint: str) -> Tracing | None:
-    """None where no endpoint is set.
+def open_tracings(settings: Settings) -> tuple[Tracing, ...]:
+    """One for each place that the settings name: RUVLLM_OTEL_ENDPOINT for every answer, MLflow for RUVLLM_TRACE_SHARE.
 
     Raises:
-        SettingsError: the packages are missing.
+        SettingsError: MLflow wants a name, and the identities file does not hold the one that sends traces.
     """
-    if not endpoint:
-        return None
-    try:
-        found = importlib.util.find_spec(_EXPORTER)
-    except ModuleNotFoundError:
-        found = None
-    if found is None:
-        raise SettingsError(
-            f"RUVLLM_OTEL_ENDPOINT: got {endpoint}, but {_EXPORTER} is missing; pip install ruvllm[otel]"
-        )
-    return Tracing(importlib.import_module(_EXPORTER).OTLPSpanExporter(endpoint=endpoint))
+    opened = []
+    if settings.otel_endpoint:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        opened.append(Tracing(OTLPSpanExporter(endpoint=settings.otel_endpoint)))
+    if settings.trace_share:
+        from ruvllm.registry.traces import MlflowSpans
+
+        opened.append(Tracing(MlflowSpans(settings), settings.trace_share))
+    return tuple(opened)
 
 
 def _attributes(answer: Answer) -> dict[str, Any]:

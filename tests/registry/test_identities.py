@@ -15,7 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.sdk.trace.export import SpanExportResult
 
+from ruvllm.answering.answer import Ask
 from ruvllm.database.dsn import sqlalchemy_url
 from ruvllm.database.embedded import EmbeddedPostgres
 from ruvllm.database.pool import Database
@@ -33,8 +35,12 @@ from ruvllm.registry.identities import (
 )
 from ruvllm.registry.package import register_candidate
 from ruvllm.registry.pages import attach
+from ruvllm.registry.traces import EXPERIMENT as GATEWAY
+from ruvllm.registry.traces import MlflowSpans
 from ruvllm.registry.tracking import EXPERIMENT, MODEL, acting, mlflow_session
 from ruvllm.router.store import BundleStore
+from ruvllm.serving.fake import FakeAnswerer
+from ruvllm.serving.tracing import open_tracings
 from ruvllm.settings import PROJECT_ROOT, Settings
 from tests.ports import free_port
 
@@ -162,6 +168,26 @@ def test_a_candidate_goes_the_whole_way_each_step_by_its_identity(
     shown = f"{run.data.params} {run.data.tags} {version.tags} {version.description}"
     assert not any(secret in shown for secret in secrets)
     assert version.tags["report"] == f"runs:/{registered.run_id}/night.html"
+
+
+def test_answers_are_traced_as_the_trainer_without_a_text(guarded: Guarded) -> None:
+    (tracing,) = open_tracings(replace(guarded.settings, trace_share=1.0))
+    answer = FakeAnswerer(router_version="night-7").stream(Ask("A secret?", request_id="r1"))
+    list(answer)
+    tracing.answered(answer.answer, 0.25)
+    tracing.close()
+    people = read_identities(guarded.identities)
+    with mlflow_session(guarded.settings) as client, acting(people[TRAINER]):
+        experiment = client.get_experiment_by_name(GATEWAY)
+        [trace] = client.search_traces(locations=[experiment.experiment_id])
+    spans = {span.name: span for span in trace.data.spans}
+    assert set(spans) == {"answer", *answer.answer.stage_ms}
+    assert spans["answer"].attributes["ruvllm.request_id"] == "r1"
+    assert spans["answer"].end_time_ns - spans["answer"].start_time_ns == pytest.approx(0.25e9, rel=1e-6)
+    assert spans["embed"].parent_id == spans["answer"].span_id
+    assert "secret" not in str(trace.to_dict())
+    nobody = MlflowSpans(replace(guarded.settings, mlflow_identities_file="", trace_share=1.0))
+    assert nobody.export([]) is SpanExportResult.FAILURE
 
 
 def test_a_role_that_is_not_in_the_file_is_named(settings: Settings, tmp_path: Path) -> None:
