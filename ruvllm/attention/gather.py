@@ -183,7 +183,8 @@ class _Cover:
         return cls(held, titled, (rarity / whole).astype(np.float32), titled.sum(axis=1) / sizes)
 
     def share(self, which: NDArray[np.bool_]) -> Array:
-        shares: Array = which.astype(np.float32) @ self.rarity
+        # not `@`: BLAS' small kernels read lanes past the end, and now and then flag what lies there as invalid
+        shares: Array = np.einsum("nt,t->n", which.astype(np.float32), self.rarity)
         return shares
 
 
