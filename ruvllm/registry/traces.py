@@ -43,14 +43,14 @@ class MlflowSpans(SpanExporter):
         except (httpx.HTTPError, KeyError, ValueError) as error:
             return self._failed(f"{error or type(error).__name__}")
         if exporter.export(spans) is not SpanExportResult.SUCCESS:
-            exporter.shutdown()
+            exporter.shutdown()  # type: ignore[no-untyped-call]
             return self._failed("it took no spans")
         self._exporter, self._trouble = exporter, None
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
         if self._exporter is not None:
-            self._exporter.shutdown()
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
     def _failed(self, why: str) -> SpanExportResult:
         self._exporter = None  # the experiment may be gone: looked for anew
