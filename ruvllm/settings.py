@@ -53,6 +53,9 @@ class Settings:
     deadline_s: float = 60.0
     search_k: int = 32
     attention: str = "auto"  # auto | off: auto reorders what is found where the promoted router's bundle carries a part
+    context_order: str = "best-first"  # best-first | best-last | both-ends: of the passages that a model reads
+    context_balance: float = 1.0  # of rank and newness (maximal marginal relevance); 1: by rank alone
+    context_sentences: int = 0  # that a passage is cut to, those that bear on the question; 0: all of it
     explore: float = 0.1  # epsilon of the epsilon-greedy exploration
     explorer: str = "epsilon-greedy"  # epsilon-greedy | thompson: how tiers are explored; bins: by epsilon either way
     cascade_floor: float = (
@@ -106,6 +109,9 @@ class Settings:
         _one_of("encoder", self.encoder, ("minilm", "lfm2"))
         _one_of("quantisation", self.quantisation, ("auto", "Q4_0", "Q4_K_M", "Q5_K_M", "Q8_0", "F16"))
         _one_of("attention", self.attention, ("auto", "off"))
+        _one_of("context_order", self.context_order, ("best-first", "best-last", "both-ends"))
+        _between("context_balance", self.context_balance, 0.0, 1.0)
+        _between("context_sentences", self.context_sentences, 0, 1000)
         _between("explore", self.explore, 0.0, 1.0)
         _one_of("explorer", self.explorer, ("epsilon-greedy", "thompson"))
         _between("trace_share", self.trace_share, 0.0, 1.0)

@@ -26,9 +26,12 @@ from ruvllm.answering.interactions import Interaction, Interactions
 from ruvllm.answering.offering import Offer
 from ruvllm.answering.perception import Perception
 from ruvllm.answering.privacy import Level, level
+from ruvllm.answering.reading import assembly, context_of_hits
 from ruvllm.answering.recall import CACHE, Recall, Recalled, Recited, fits, may_recall
 from ruvllm.answering.sessions import Session, Sessions, key_of, trimmed
 from ruvllm.answering.streaming import AnswerStream
+from ruvllm.attention.citations import cited
+from ruvllm.attention.context import Context
 from ruvllm.attention.stage import Placed
 from ruvllm.errors import (
     BackendError,
@@ -39,7 +42,7 @@ from ruvllm.errors import (
     WorkerDiedError,
 )
 from ruvllm.inference.pool import ModelPool
-from ruvllm.inference.prompt import assemble, build, several_lines
+from ruvllm.inference.prompt import build, several_lines
 from ruvllm.inference.tiers import Ladder, cost
 from ruvllm.inference.types import ROUTED_BINS, Generation, Model, Prompt, Sampling, Stream
 from ruvllm.memory.records import Hit, Vector
@@ -50,7 +53,7 @@ from ruvllm.router.live import InFlight, Live
 from ruvllm.router.policy import Policy
 from ruvllm.router.runtime import RouterRuntime
 from ruvllm.settings import Settings
-from ruvllm.text import clean_text
+from ruvllm.text import clean_text, whole_question
 
 __all__ = ["Answer", "AnswerStream", "Answerer", "Ask", "Perception", "Sessions", "Spooling", "Trial"]
 
@@ -97,10 +100,15 @@ class _Run:
     features: NDArray[np.float32] = field(init=False)
     tier: int = 0
     context_bin: int = 0
-    used: tuple[int, ...] = ()
+    shown: Context = field(default_factory=Context)  # to the tier
     began: float = 0.0  # of the generation
     ttft_ms: float | None = None
     recalled: Recalled | None = None  # what memory answers in a tier's place
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Ids of the nodes that the answer is made of."""
+        return tuple(self.shown.ids) if self.recalled is None else (self.recalled.node,)
 
 
 class Answerer:
@@ -127,6 +135,7 @@ class Answerer:
         self._recall = recall
         self._attending = Attending(perception)
         self._cascade = Cascade(settings.cascade_floor)
+        self._assembly = assembly(settings)
         self.spool: Spooling | None = None
         self.trial: Callable[[], Trial | None] = lambda: None
         self.shadow: Callable[[str, Decision], None] = lambda request_id, decision: None
@@ -342,7 +351,7 @@ class Answerer:
 
     def _cascaded(self, run: _Run, first: Generation) -> Generation:
         """The next tier's answer where this one was not sure of its words and a setting asks for that."""
-        tier, used, began, width = run.tier, run.used, run.began, run.context_bin
+        tier, shown, began, width = run.tier, run.shown, run.began, run.context_bin
 
         def again(further: Decision, left_s: float) -> Generation:
             run.tier, run.left_s = further.tier, left_s
@@ -352,7 +361,7 @@ class Answerer:
         allowed, decision = self._offer.allowed(run.ask, run.refused), answered_by(run.decision, tier)
         given = surer(first, decision, allowed, self._cascade, left_s, again)
         if given.decision is None:
-            run.tier, run.used, run.began, run.context_bin = tier, used, began, width
+            run.tier, run.shown, run.began, run.context_bin = tier, shown, began, width
             return first
         run.clock.took("cascade", began, run.began)
         run.spent = cost(self.ladder.tiers[tier], self.ladder, first.prompt_tokens, first.completion_tokens)
@@ -363,12 +372,11 @@ class Answerer:
 
     def _asked(self, run: _Run, ask: Callable[[Model, Prompt, Sampling, float], T]) -> T:
         tier, model = self.ladder.tiers[run.tier], self.pool.model(run.tier)
-        passages = [hit.node.text for hit in run.hits]
+        asked = run.ask
         with run.clock.stage("assemble"):
-            chosen = assemble(tier, model, passages, run.context_bin)
-            shown = [passages[i] for i in chosen]
-            prompt = build(tier, run.ask.question, shown, run.ask.history, run.ask.instructions)
-        run.used = tuple(run.hits[i].node.id for i in chosen)
+            question = whole_question(asked.question, asked.history)
+            run.shown = context_of_hits(tier, model, run.hits, question, run.context_bin, self._assembly)
+            prompt = build(tier, asked.question, run.shown.passages, asked.history, asked.instructions)
         run.began = time.perf_counter()
         left_s = self._offer.deadline(run.ask) if run.left_s is None else run.left_s
         return ask(model, prompt, self._sampling(run), left_s)
@@ -386,7 +394,7 @@ class Answerer:
         return several_lines(self.ladder.tiers[run.tier], sampling) if ask.lines else sampling
 
     def _recited(self, run: _Run, recalled: Recalled) -> Recited:
-        run.used, run.began = (recalled.node,), time.perf_counter()
+        run.began = time.perf_counter()
         return Recited(recalled.text)
 
     def _speaker(self, run: _Run) -> str:
@@ -406,6 +414,7 @@ class Answerer:
             generation=generation,
             hits=tuple(run.hits),
             used=run.used,
+            cited=cited(generation.text, run.shown).ids,
             stage_ms=run.clock.stages,
             total_ms=run.clock.total(),
             cost=run.spent + cost(tier, self.ladder, generation.prompt_tokens, generation.completion_tokens),

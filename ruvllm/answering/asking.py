@@ -64,7 +64,7 @@ class Answer:
     decision: Decision
     generation: Generation
     hits: tuple[Hit, ...]
-    used: tuple[int, ...]  # ids of the nodes in the prompt
+    used: tuple[int, ...]  # ids of the nodes in the prompt, in its order
     stage_ms: dict[str, float]
     total_ms: float
     cost: float
@@ -72,6 +72,7 @@ class Answer:
     quality: float | None = None
     ttft_ms: float | None = None  # until the first piece of a stream; None: answered in one piece
     attended: tuple[Placed, ...] = ()  # the nodes in attention's order, each with its place and score before it
+    cited: tuple[int, ...] = ()  # those of `used` that the text names by their number, "[2]"
     writeback: str = "stored"  # stored | spooled | dropped | off (the privacy level forbids it)
 
 

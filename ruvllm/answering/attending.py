@@ -15,7 +15,6 @@ from typing import Protocol
 
 from ruvllm.answering.asking import Ask
 from ruvllm.answering.perception import Perception
-from ruvllm.attention.diversity import Alike
 from ruvllm.attention.graph import NODE_FEATURES
 from ruvllm.attention.model import AttentionModel
 from ruvllm.attention.part import Carrier, carried
@@ -119,9 +118,8 @@ class Attending:
             whole_question(ask.question, ask.history), self._perception.vector(ask), ask.writer
         )
         hits = self._hits(run.hits, ranked, self._perception.settings.search_k)
-        kept = diverse(hits)
         places = placed(ranked, {hit.node.id: place for place, hit in enumerate(run.hits, start=1)})
-        return kept, tuple(places[hit.node.id] for hit in kept)
+        return hits, tuple(places[hit.node.id] for hit in hits)
 
     def _hits(self, found: Sequence[Hit], ranked: Ranked, most: int) -> list[Hit]:
         """The first `most` of attention's order; texts are read only of nodes that the search did not give."""
@@ -135,12 +133,3 @@ class Attending:
             vectors = memory.vectors([node.id for node in nodes])
             known |= {node.id: Hit(node, cosines[node.id], row) for node, row in zip(nodes, vectors, strict=True)}
         return [known[id] for id in ids if id in known]  # one that was forgotten meanwhile is left out
-
-
-def diverse(hits: Sequence[Hit]) -> list[Hit]:
-    """Without those that say what a better one says already (Jaccard over 0.8)."""
-    alike, chosen = Alike([hit.node.text for hit in hits]), list[int]()
-    for place in range(len(hits)):
-        if alike.is_new(place, chosen):
-            chosen.append(place)
-    return [hits[place] for place in chosen]

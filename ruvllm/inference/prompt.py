@@ -1,4 +1,4 @@
-"""What a model is asked, and which passages fit a context bin. Knows nothing of tokenisers or memory.
+"""What a model is asked. Knows nothing of tokenisers or memory, or of which passages are shown.
 
 [static][history][context][question]: the static part never changes for a tier, and passages stand best first, so that a
 larger bin's context extends a smaller one's and the saved state is reused. A caller's own instructions open the
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 
 from ruvllm.inference.tiers import Tier
-from ruvllm.inference.types import BINS, Model, Prompt, Sampling, Segment
+from ruvllm.inference.types import Model, Prompt, Sampling, Segment
 
 
 @dataclass(frozen=True)
@@ -204,25 +204,8 @@ def _line(text: str) -> Segment:
     return Segment(" ".join(text.split()), trusted=False)
 
 
-def assemble(tier: Tier, model: Model, passages: Sequence[str], context_bin: int) -> list[int]:
-    """Indices of the passages (given best first) that fit `context_bin` tokens, in the order in which to show them.
-
-    A passage that does not fit what is left is skipped. A larger bin's list begins with the smaller bin's list.
-    """
-    if not passages:
-        return []
+def sizes(tier: Tier, model: Model, passages: Sequence[str]) -> list[int]:
+    """Tokens of each passage as the tier shows it at its place, with what the layout puts around it."""
     template = TEMPLATES[tier.style]
-    rendered = ["".join(segment.text for segment in _passage(template, i + 1, t)) for i, t in enumerate(passages)]
-    sizes = model.count_tokens(rendered)
-    chosen: list[int] = []
-    for limit in sorted({*(b for b in BINS if b < context_bin), context_bin}):
-        _fill(chosen, sizes, limit)
-    return chosen
-
-
-def _fill(chosen: list[int], sizes: Sequence[int], limit: int) -> None:
-    left = limit - sum(sizes[i] for i in chosen)
-    for i, size in enumerate(sizes):
-        if i not in chosen and size <= left:
-            chosen.append(i)
-            left -= size
+    shown = ["".join(segment.text for segment in _passage(template, i + 1, t)) for i, t in enumerate(passages)]
+    return list(model.count_tokens(shown)) if shown else []

@@ -28,6 +28,7 @@ import numpy as np
 from psycopg.rows import dict_row
 
 from ruvllm.answering.answer import Ask, Perception
+from ruvllm.answering.reading import context_of
 from ruvllm.corpus.records import Question
 from ruvllm.database.pool import Database
 from ruvllm.evaluation.qa import score_answer
@@ -37,10 +38,11 @@ from ruvllm.inference.judge.judge import Judge, judge_version
 from ruvllm.inference.judge.labels import Label, LabelSource, label_answers, label_source
 from ruvllm.inference.judge.store import JudgeStore
 from ruvllm.inference.pool import ModelPool
-from ruvllm.inference.prompt import PROMPT_VERSION, assemble, build
+from ruvllm.inference.prompt import PROMPT_VERSION, build
 from ruvllm.inference.tiers import Ladder, Tier, cost
 from ruvllm.inference.types import ROUTED_BINS, Model, NestedGeneration, Sampling
 from ruvllm.learning.shares import WHOLE, Share
+from ruvllm.memory.records import Node
 from ruvllm.progress import Progress, silent
 from ruvllm.router.layout import LAYOUT
 from ruvllm.router.live import Live
@@ -195,13 +197,13 @@ class Oracle:
                     raise
 
     def _run(self, query: _Query, pool: ModelPool, cycle_id: str) -> list[NestedGeneration]:
-        texts = [node.text for node in self.perception.memory.get(query.retrieved)]
+        found = self.perception.memory.get(query.retrieved)
         done: list[NestedGeneration] = []
         for index, tier in enumerate(self.ladder.tiers):
             bins = self._missing_bins(query.key, tier)
             if bins:
-                nested = self._answer(query, tier, pool.model(index), texts, bins)
-                labels = self._labels(query, nested, texts, pool)
+                nested = self._answer(query, tier, pool.model(index), found, bins)
+                labels = self._labels(query, nested, found, pool)
                 if labels is None:
                     self._withdraw(query)
                     break
@@ -210,7 +212,7 @@ class Oracle:
         return done
 
     def _labels(
-        self, query: _Query, nested: Sequence[NestedGeneration], texts: Sequence[str], pool: ModelPool
+        self, query: _Query, nested: Sequence[NestedGeneration], found: Sequence[Node], pool: ModelPool
     ) -> list[Label] | None:
         answers = [run.generation.text for run in nested]
         if query.gold:
@@ -218,8 +220,8 @@ class Oracle:
         place = len(self.ladder.tiers) - 1
         tier, model = self.ladder.tiers[place], pool.model(place)
         judge = Judge(model, tier.style, self._hashes[tier.name], self.settings.deadline_s)
-        seen = [texts[i] for i in assemble(tier, model, texts, ROUTED_BINS[-1])]
         question = whole_question(query.question, query.history)
+        seen = context_of(tier, model, found, question, ROUTED_BINS[-1]).passages
         return label_answers(self.labels, judge, question, answers, seen)
 
     def _withdraw(self, query: _Query) -> None:
@@ -229,12 +231,10 @@ class Oracle:
         self._skip(NO_SCORE, 1)
 
     def _answer(
-        self, query: _Query, tier: Tier, model: Model, texts: list[str], bins: Sequence[int]
+        self, query: _Query, tier: Tier, model: Model, found: Sequence[Node], bins: Sequence[int]
     ) -> list[NestedGeneration]:
-        prompts = {
-            b: build(tier, query.question, [texts[i] for i in assemble(tier, model, texts, b)], query.history)
-            for b in bins
-        }
+        contexts = {b: context_of(tier, model, found, query.question, b) for b in bins}
+        prompts = {b: build(tier, query.question, shown.passages, query.history) for b, shown in contexts.items()}
         sampling = Sampling(max_tokens=self.settings.max_tokens)
         return model.generate_nested(prompts, sampling, self.settings.deadline_s * len(bins))
 

@@ -105,6 +105,7 @@ def decision_of(answer: Answer, encoder: str) -> dict[str, Any]:
         "reason": reason(answer.decision),
         "context_bin": answer.context_bin,
         "used": list(answer.used),
+        "cited": list(answer.cited),
         "hits": [hit_object(hit) for hit in answer.hits],
         "attended": [place.as_dict() for place in answer.attended],
         "stage_ms": {name: round(ms, 3) for name, ms in answer.stage_ms.items()},

@@ -92,10 +92,11 @@ class AttendedReply(Shown):
 
 
 class AnswerDecision(DecisionReply):
-    """The `ruvllm` object of an answer: the decision, and what became of it. `used` are the nodes in the prompt;
-    `attended` is empty where attention is off."""
+    """The `ruvllm` object of an answer: the decision, and what became of it. `used` are the nodes in the prompt, in its
+    order; `cited` those of them that the text names by their number; `attended` is empty where attention is off."""
 
     used: list[int]
+    cited: list[int]
     attended: list[AttendedReply]
     stage_ms: dict[str, float]
     total_ms: float

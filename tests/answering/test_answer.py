@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import psycopg
 import pytest
@@ -68,6 +70,22 @@ def test_an_answer_comes_from_memory_and_is_stored_with_its_decision(answerer, d
     assert row[:2] == (answer.tier, answer.context_bin)
     assert row[2] == pytest.approx(1 / 6)
     assert row[3:] == (128, QUESTION)
+
+
+def test_what_an_answer_cites_is_told_by_node(answerer, models):
+    for model in models:
+        model.answer = lambda text: "Accra [2], and [9]"
+    answer = answerer.answer(Ask(QUESTION))
+    assert len(answer.used) == 2
+    assert answer.cited == answer.used[1:]
+    assert answer.text == "Accra [2], and [9]"  # what was said stays
+
+
+def test_the_settings_order_what_the_model_reads(answerer, settings):
+    other = Answerer(
+        replace(settings, context_order="best-last"), answerer.perception, answerer.pool, answerer.interactions, seed=1
+    )
+    assert other.answer(Ask(QUESTION)).used == tuple(reversed(answerer.answer(Ask(QUESTION)).used))
 
 
 def test_a_good_answer_is_written_back_once_and_found_again(answerer, database):

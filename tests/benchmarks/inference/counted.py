@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ruvllm.attention.context import Candidate, assemble
 from ruvllm.corpus import factbook
 from ruvllm.corpus.questions import questions
 from ruvllm.inference.blank import write_gguf
@@ -16,7 +18,7 @@ from ruvllm.inference.engine import Engine
 from ruvllm.inference.fake import FakeModel
 from ruvllm.inference.files import ensure
 from ruvllm.inference.halt import Halt
-from ruvllm.inference.prompt import assemble, build
+from ruvllm.inference.prompt import build, sizes
 from ruvllm.inference.shapes import TINY, find_shape
 from ruvllm.inference.tiers import Tier, load_catalogue
 from ruvllm.inference.types import Prompt
@@ -68,7 +70,8 @@ def asked(tier: Tier, engine: Engine, bins: Sequence[int], count: int) -> list[d
     for question in [q for q in questions() if q.gold_passage in texts and not q.also_needs][:: 37 + 1][:count]:
         place = keys.index(question.gold_passage)
         passages = [texts[key] for key in (*keys[place:], *keys[:place])][:80]
-        chosen = {b: [passages[i] for i in assemble(tier, counter, passages, b)] for b in bins}
+        candidates = [Candidate(i, text) for i, text in enumerate(passages)]
+        chosen = {b: assemble(candidates, question.text, partial(sizes, tier, counter), b).passages for b in bins}
         made.append({b: build(tier, question.text, chosen[b], ()) for b in bins})
     return made
 
