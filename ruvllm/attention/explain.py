@@ -14,7 +14,9 @@ from ruvllm.attention.stage import Ranked
 from ruvllm.errors import InputError
 from ruvllm.memory.records import RELATIONS
 
-_LABEL = 28  # characters of a title in the picture
+_LABEL = 32  # characters of a title in the picture
+_BEHIND_TEXT = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+_KEY = "larger: more attention · darker: higher place · orange ring: rose · thicker edge: heavier"
 _FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -71,7 +73,8 @@ def _via(ranked: Ranked, at: int, after: dict[int, int]) -> str:
 def draw(ranked: Ranked, titles: dict[int, str], path: Path, question: str, most: int = 24) -> None:
     """The first `most` nodes and the edges among them, by hop from left to right, the best on top.
 
-    Size is the share of attention (or the score before it), darkness the place; a ring marks what rose.
+    Size is the share of attention (or the score before it), darkness the place; a ring marks what rose; an edge's
+    colour is its relation.
 
     Raises:
         InputError: the file's ending is none of .png, .svg, .pdf.
@@ -89,18 +92,27 @@ def draw(ranked: Ranked, titles: dict[int, str], path: Path, question: str, most
     _edges(panel, ranked, spots)
     for row in rows:
         x, y = spots[row.id]
-        panel.scatter([x], [y], s=60 + 900 * row.share, color=str(min(0.8, 0.08 + 0.03 * row.after)), zorder=2,
+        area = 60 + 900 * row.share  # square points
+        panel.scatter([x], [y], s=area, color=str(min(0.8, 0.08 + 0.03 * row.after)), zorder=2,
                       edgecolors="tab:orange" if row.after < row.before else "black", linewidths=1.8)  # fmt: skip
-        label = f"{row.after} (was {row.before}) {row.title[:_LABEL]}"
-        panel.annotate(label, (x, y), xytext=(9, 0), textcoords="offset points", va="center", fontsize=8)
+        label = f"{row.after} (was {row.before}) {_short(row.title, _LABEL)}"
+        panel.annotate(label, (x, y), xytext=(5 + area**0.5 / 2, 0), textcoords="offset points", va="center",
+                       fontsize=8, zorder=3, bbox=_BEHIND_TEXT)  # fmt: skip
     panel.set_xticks([0, 1, 2], ["found", "1 edge away", "2 edges away"])
     panel.set_xlim(-0.25, 2.9)
     panel.set_yticks([])
-    panel.set_title(question[:100], fontsize=10)
+    panel.set_title(_short(question, 100), fontsize=10)
+    if panel.get_legend_handles_labels()[1]:
+        panel.legend(title="edges", loc="upper right", fontsize=8)
+    figure.text(0.01, 0.005, _KEY, fontsize=8, color="0.35")
     figure.tight_layout()
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text: it can be searched
         figure.savefig(path, dpi=110, metadata=None if path.suffix == ".pdf" else _plain(path.suffix))
     pyplot.close(figure)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
 
 
 def _plain(suffix: str) -> dict[str, None]:
@@ -118,8 +130,11 @@ def _edges(panel: Any, ranked: Ranked, spots: dict[int, tuple[float, float]]) ->
         ends = int(graph.ids[graph.source[m]]), int(graph.ids[graph.target[m]])
         if all(end in spots for end in ends):
             (x0, y0), (x1, y1) = (spots[end] for end in ends)
-            weight = float(graph.messages[m, 0])
-            panel.plot([x0, x1], [y0, y1], color="0.6", linewidth=0.4 + 1.6 * weight, zorder=1)
+            weight, relation = float(graph.messages[m, 0]), (int(graph.code[m]) - 1) % len(RELATIONS)
+            name = RELATIONS[relation]
+            label = "" if name in panel.get_legend_handles_labels()[1] else name
+            panel.plot([x0, x1], [y0, y1], color=f"C{relation}", alpha=0.6, linewidth=0.4 + 1.6 * weight, zorder=1,
+                       label=label)  # fmt: skip
 
 
 def _forward(code: NDArray[np.int64]) -> Rows:
