@@ -43,10 +43,11 @@ def usefulness(evidence: Evidence) -> dict[int, float]:
     quality = evidence.quality if evidence.feedback is None else evidence.feedback
     if quality is None or quality < GOOD:
         return {}
-    if evidence.without:
-        return _by_leaving_out(quality, evidence.without)
-    cited = [id for id in evidence.cited if id in evidence.shown]
-    return dict.fromkeys(cited, quality) if cited else _by_overlap(evidence, quality)
+    if needed := _by_leaving_out(quality, evidence.without):
+        return needed
+    shown = {id: text for id, text in evidence.shown.items() if id not in evidence.without}  # the others: not needed
+    cited = [id for id in evidence.cited if id in shown]
+    return dict.fromkeys(cited, quality) if cited else _by_overlap(evidence.answer, shown, quality)
 
 
 def _by_leaving_out(quality: float, without: Mapping[int, float]) -> dict[int, float]:
@@ -54,11 +55,11 @@ def _by_leaving_out(quality: float, without: Mapping[int, float]) -> dict[int, f
     return {id: min(1.0, cost) for id, cost in costs.items() if cost > _COST}
 
 
-def _by_overlap(evidence: Evidence, quality: float) -> dict[int, float]:
-    words = set(tokens(evidence.answer))
+def _by_overlap(answer: str, shown: Mapping[int, str], quality: float) -> dict[int, float]:
+    words = set(tokens(answer))
     if not words:
         return {}
-    shares = {id: len(words & set(tokens(text))) / len(words) for id, text in evidence.shown.items()}
+    shares = {id: len(words & set(tokens(text))) / len(words) for id, text in shown.items()}
     return {id: quality * share for id, share in shares.items() if share >= _OVERLAP}
 
 

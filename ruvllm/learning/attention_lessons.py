@@ -1,7 +1,8 @@
 """What a night knows of which nodes were useful, as lessons for attention. Trains nothing.
 
-The oracle's questions with their gold passages: those of its training split teach, those held out judge. Stored answers
-teach too: by gold where their question has it, by what they cite or share with good answers else
+The oracle's questions with their gold passages: those of its training split teach, those held out judge. Where no gold
+passage is known, the oracle's runs teach: a wider context that was right where a narrower one was not shows what was
+needed. Stored answers teach too: by gold where their question has it, by what they cite or share with good answers else
 (`attention_labels`). What an answer itself became in memory is taken out of its own neighbourhood: it was not there
 when the question was asked.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from ruvllm.attention.citations import cited
 from ruvllm.attention.context import Context, Shown
@@ -31,6 +33,12 @@ PLAIN = 32  # places of the plain search that a ranking is compared with
 
 _ORACLE = """
     SELECT key, question, history, split FROM learning.oracle_queries ORDER BY created_at DESC, key LIMIT %(most)s
+"""
+# The bins of a tier extend one another: a narrower run is the wider one with nodes left out.
+_RUNS = """
+    SELECT query, tier, model_sha256, prompt_version, answer, quality, used FROM learning.oracle_runs
+    WHERE query = ANY(%(keys)s) AND cardinality(used) > 0
+    ORDER BY query, tier, model_sha256, prompt_version, context_bin
 """
 _ANSWERS = """
     SELECT request_id, question, history, answer, used, quality, ARRAY(
@@ -133,14 +141,43 @@ def _plain(source: MemorySource, vector: Vector) -> tuple[int, ...]:
 
 
 def _of_the_oracle(memory: Memory, gold: Mapping[str, Sequence[str]], most: int) -> Iterator[_Asked]:
-    """Those without a gold passage are not taken: a held-out question has to say what is right by itself."""
+    """Without a gold passage a question never judges: a held-out one has to say what is right by itself."""
     with memory.database.transaction() as connection:
         rows = connection.execute(_ORACLE, {"most": most}).fetchall()
     nodes = _nodes_of(memory, [passage for key, *_ in rows for passage in gold.get(key, ())])
+    by_runs = _by_runs(memory, [key for key, *_, split in rows if split == "train" and not gold.get(key)])
     for key, question, history, split in rows:
+        if key in by_runs:
+            yield _Asked(whole_question(question, history), "oracle runs", by_runs[key])
+            continue
         wanted = [nodes.get(passage) for passage in gold.get(key, ())]
         useful = dict.fromkeys([id for id in wanted if id is not None], 1.0) if None not in wanted else {}
         yield _Asked(whole_question(question, history), f"oracle {split}", useful, held=split == "test")
+
+
+def _by_runs(memory: Memory, keys: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Usefulness by node, the largest over tiers, of the questions whose runs tell any."""
+    with memory.database.transaction() as connection:
+        rows = connection.execute(_RUNS, {"keys": list(keys)}).fetchall()
+    texts = {node.id: node.text for node in memory.get(sorted({id for row in rows for id in row[6]}))}
+    found: dict[str, dict[int, float]] = {}
+    for (key, *_), runs in groupby(rows, key=lambda row: row[:4]):
+        nested = [(str(answer), float(quality), tuple(used)) for *_, answer, quality, used in runs]
+        for id, useful in usefulness(_evidence(nested, texts)).items():
+            of = found.setdefault(str(key), {})
+            of[id] = max(useful, of.get(id, 0.0))
+    return found
+
+
+def _evidence(nested: Sequence[tuple[str, float, tuple[int, ...]]], texts: Mapping[int, str]) -> Evidence:
+    """Of one tier's runs (answer, quality, nodes), the narrowest context first: the best, and what it was without."""
+    answer, quality, used = max(nested, key=lambda run: run[1])  # of equals the narrowest
+    without: dict[int, float] = {}
+    for _, other, fewer in nested:
+        for id in set(used) - set(fewer):
+            without[id] = max(other, without.get(id, 0.0))
+    shown = {id: texts[id] for id in used if id in texts}
+    return Evidence(answer, shown, quality, cited=cited(answer, _context(used, shown)).ids, without=without)
 
 
 def _of_answers(memory: Memory, gold: Mapping[str, Sequence[str]], most: int) -> Iterator[_Asked]:

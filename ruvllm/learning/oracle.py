@@ -29,6 +29,7 @@ from psycopg.rows import dict_row
 
 from ruvllm.answering.answer import Ask, Perception
 from ruvllm.answering.reading import context_of
+from ruvllm.attention.context import Context
 from ruvllm.corpus.records import Question
 from ruvllm.database.pool import Database
 from ruvllm.evaluation.qa import score_answer
@@ -202,12 +203,18 @@ class Oracle:
         for index, tier in enumerate(self.ladder.tiers):
             bins = self._missing_bins(query.key, tier)
             if bins:
-                nested = self._answer(query, tier, pool.model(index), found, bins)
+                model = pool.model(index)
+                contexts = {b: context_of(tier, model, found, query.question, b) for b in bins}
+                nested = self._answer(query, tier, model, contexts)
                 labels = self._labels(query, nested, found, pool)
                 if labels is None:
                     self._withdraw(query)
                     break
-                self._store(query, tier, nested, labels, cycle_id)
+                rows = [
+                    self._row(query, tier, run, label, cycle_id, contexts[run.context_bin])
+                    for run, label in zip(nested, labels, strict=True)
+                ]
+                self._store(rows)
                 done += nested
         return done
 
@@ -231,12 +238,11 @@ class Oracle:
         self._skip(NO_SCORE, 1)
 
     def _answer(
-        self, query: _Query, tier: Tier, model: Model, found: Sequence[Node], bins: Sequence[int]
+        self, query: _Query, tier: Tier, model: Model, contexts: Mapping[int, Context]
     ) -> list[NestedGeneration]:
-        contexts = {b: context_of(tier, model, found, query.question, b) for b in bins}
         prompts = {b: build(tier, query.question, shown.passages, query.history) for b, shown in contexts.items()}
         sampling = Sampling(max_tokens=self.settings.max_tokens)
-        return model.generate_nested(prompts, sampling, self.settings.deadline_s * len(bins))
+        return model.generate_nested(prompts, sampling, self.settings.deadline_s * len(prompts))
 
     def _known(self, keys: list[str]) -> set[str]:
         with self.database.transaction() as connection:
@@ -310,15 +316,14 @@ class Oracle:
             ).fetchall()
         return sorted(set(ROUTED_BINS) - {row[0] for row in rows})
 
-    def _store(
-        self, query: _Query, tier: Tier, nested: Sequence[NestedGeneration], labels: Sequence[Label], cycle_id: str
-    ) -> None:
+    def _store(self, rows: Sequence[Mapping[str, object]]) -> None:
         """All bins of one (query, tier) in one transaction."""
-        rows = [self._row(query, tier, run, label, cycle_id) for run, label in zip(nested, labels, strict=True)]
         with self.database.transaction() as connection:
             connection.cursor().executemany(_STORE, rows)
 
-    def _row(self, query: _Query, tier: Tier, run: NestedGeneration, label: Label, cycle_id: str) -> dict[str, object]:
+    def _row(
+        self, query: _Query, tier: Tier, run: NestedGeneration, label: Label, cycle_id: str, shown: Context
+    ) -> dict[str, object]:
         generation = run.generation
         return {
             "tenant": self.database.tenant,
@@ -328,6 +333,7 @@ class Oracle:
             "model_sha256": self._hashes[tier.name],
             "prompt_version": PROMPT_VERSION,
             "context_bin": run.context_bin,
+            "used": shown.ids,
             "cycle_id": cycle_id,
             "answer": generation.text,
             "quality": label.quality,
@@ -388,10 +394,10 @@ _RENEW = """
 """
 _STORE = """
     INSERT INTO learning.oracle_runs (tenant, query, ladder, tier, model_sha256, prompt_version, context_bin, cycle_id,
-        answer, quality, judge_calibration, latency_s, spent_s, prompt_tokens, completion_tokens, cost)
+        used, answer, quality, judge_calibration, latency_s, spent_s, prompt_tokens, completion_tokens, cost)
     VALUES (%(tenant)s, %(query)s, %(ladder)s, %(tier)s, %(model_sha256)s, %(prompt_version)s, %(context_bin)s,
-        %(cycle_id)s, %(answer)s, %(quality)s, %(judge_calibration)s, %(latency_s)s, %(spent_s)s, %(prompt_tokens)s,
-        %(completion_tokens)s, %(cost)s)
+        %(cycle_id)s, %(used)s, %(answer)s, %(quality)s, %(judge_calibration)s, %(latency_s)s, %(spent_s)s,
+        %(prompt_tokens)s, %(completion_tokens)s, %(cost)s)
     ON CONFLICT (query, tier, context_bin, model_sha256, prompt_version) DO NOTHING
 """
 _RUN_PLACES = """

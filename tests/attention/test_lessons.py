@@ -82,6 +82,31 @@ def test_a_question_whose_passage_is_not_in_memory_says_nothing(memory: Memory) 
     assert (found.train, found.held, found.counts) == ((), (), {"unknown": 2})
 
 
+def run(memory: Memory, key: str, context_bin: int, used: list[int], answer: str, quality: float) -> None:
+    with memory.database.transaction() as connection:
+        connection.execute(
+            "INSERT INTO learning.oracle_runs (tenant, query, ladder, tier, model_sha256, prompt_version, context_bin,"
+            " cycle_id, used, answer, quality, latency_s, spent_s, prompt_tokens, completion_tokens, cost)"
+            " VALUES (%s, %s, 'packaged', 'smollm2-135m', 'a', 'b', %s, 'night', %s, %s, %s, 1, 1, 1, 1, 0.1)",
+            (memory.database.tenant, key, context_bin, used, answer, quality),
+        )
+
+
+def test_a_wider_context_that_was_right_teaches_what_it_had_more(memory: Memory) -> None:
+    ghana, togo, mali = (node_of(memory, country) for country in PLACES)
+    for country, key in (("Mali", "asked/1"), ("Togo", "asked/2"), ("Ghana", "asked/3")):
+        enrol(memory, country, "train", key=key)
+    run(memory, "asked/1", 256, [togo], "Lome", 0.0)
+    run(memory, "asked/1", 512, [togo, mali], "Bamako", 1.0)
+    run(memory, "asked/1", 1024, [togo, mali, ghana], "Bamako", 1.0)  # no better: Ghana was not needed
+    run(memory, "asked/2", 256, [togo, mali], "Lome", 1.0)  # right at once: by the words that it shares
+    run(memory, "asked/3", 256, [togo], "Lome", 0.0)  # never right: nothing is known
+    found = read_lessons(memory, {})
+    assert found.counts == {"oracle runs": 2, "unknown": 1}
+    taught = sorted(lesson.graph.ids[lesson.useful > 0].tolist() for lesson in found.train)
+    assert taught == sorted([[mali], [togo]])
+
+
 def test_a_merged_passage_is_found_where_it_lives_on(memory: Memory) -> None:
     enrol(memory, "Ghana", "train")
     ghana, togo = node_of(memory, "Ghana"), node_of(memory, "Togo")

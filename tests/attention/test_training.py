@@ -152,6 +152,8 @@ SHOWN = {1: "Velm was founded in 1911 by Ida Torsen.", 2: "Camber makes clocks."
     [
         (Evidence("x", SHOWN, gold=(2, 9)), {2: 1.0, 9: 1.0}),
         (Evidence("1911", SHOWN, quality=0.9, without={1: 0.2, 2: 0.88}), {1: pytest.approx(0.7)}),
+        (Evidence("clocks and trains are green", SHOWN, quality=0.9, without={3: 0.9}), {}),
+        (Evidence("1911 by Ida Torsen", SHOWN, quality=0.9, without={3: 0.9}), {1: pytest.approx(0.9)}),
         (Evidence("1911 [1]", SHOWN, quality=0.8, cited=(1, 7)), {1: 0.8}),
         (Evidence("founded by Ida Torsen", SHOWN, quality=1.0), {1: pytest.approx(1.0)}),
         (Evidence("founded by Ida Torsen", SHOWN, quality=0.4), {}),
@@ -160,8 +162,8 @@ SHOWN = {1: "Velm was founded in 1911 by Ida Torsen.", 2: "Camber makes clocks."
         (Evidence("clocks", SHOWN, quality=0.0, feedback=1.0), {2: pytest.approx(1.0)}),
         (Evidence("???", SHOWN, quality=1.0), {}),
     ],
-    ids=["gold", "leaving out", "cited", "overlap", "bad answer", "unscored", "feedback says no", "feedback says yes",
-         "no words"],
+    ids=["gold", "leaving out", "not needed", "not needed, others", "cited", "overlap", "bad answer", "unscored",
+         "feedback says no", "feedback says yes", "no words"],
 )  # fmt: skip
 def test_usefulness(evidence: Evidence, wanted: dict[int, float]) -> None:
     assert usefulness(evidence) == wanted

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -94,6 +96,20 @@ def test_every_question_is_run_on_every_place_once(oracle, database):
     assert (report.queries, report.runs, report.remaining) == (12, 12 * 2 * len(ROUTED_BINS), 0)
     assert oracle.collect(cycle.id, 60).runs == 0
     assert oracle.complete() == {"train": 9, "test": 3}
+
+
+def test_a_run_keeps_what_it_was_shown_and_wider_contexts_extend_narrower_ones(oracle, database):
+    cycle = cycles.open_cycle(database)
+    oracle.enrol(QUESTIONS[:1], cycle.id, None)
+    oracle.collect(cycle.id, 60)
+    with database.transaction() as connection:
+        rows = connection.execute("SELECT used FROM learning.oracle_runs ORDER BY tier, context_bin").fetchall()
+        (retrieved,) = connection.execute("SELECT retrieved FROM learning.oracle_queries").fetchone()
+    assert len(rows) == 2 * len(ROUTED_BINS)
+    for (narrow,), (wide,) in itertools.pairwise(rows[: len(ROUTED_BINS)]):
+        assert narrow
+        assert wide[: len(narrow)] == narrow
+        assert set(wide) <= set(retrieved)
 
 
 def test_a_tier_that_fails_costs_its_question_and_the_next_collection_goes_on(oracle, database):
