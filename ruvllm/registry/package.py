@@ -96,6 +96,7 @@ def register_candidate(
     """Log the bundle folder and its report, register them as a version, alias it `candidate`, tag it pending.
 
     Args:
+        params: of the run; floats are figures and become metrics.
         machine: what the machine did while the candidate was trained; the run's system metrics.
 
     Raises:
@@ -236,8 +237,10 @@ def _log_figures(client: MlflowClient, run_id: str, candidate: _Candidate) -> No
         "snapshot": manifest.snapshot,
         **candidate.params,
     }
-    metrics = [Metric(name, value, 0, 0) for name, value in _flat(json.loads(candidate.report))]
-    client.log_batch(run_id, metrics[:1000], [Param(name, str(value)[:500]) for name, value in params.items()])
+    measured = [(name, value) for name, value in params.items() if isinstance(value, float)]  # compared and drawn
+    metrics = [Metric(name, value, 0, 0) for name, value in (*measured, *_flat(json.loads(candidate.report)))]
+    given = [Param(name, str(value)[:500]) for name, value in params.items() if not isinstance(value, float)]
+    client.log_batch(run_id, metrics[:1000], given)
     _log_machine(client, run_id, candidate.machine)
     digest = manifest.snapshot[:36]  # MLflow's column holds so many; the param has all of it
     if digest:

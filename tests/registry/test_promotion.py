@@ -32,7 +32,12 @@ def register(
 ) -> Register:
     def register(number: int, **changes: Any) -> Registered:
         return register_candidate(
-            registry_settings, database, bundles[number - 1], {**report, **changes}, f"night-{number}", {"rows": 10}
+            registry_settings,
+            database,
+            bundles[number - 1],
+            {**report, **changes},
+            f"night-{number}",
+            {"rows": 10, "attention.gain": 0.5},
         )
 
     return register
@@ -82,6 +87,7 @@ def test_a_candidate_is_registered_pending_with_its_gate_table(register: Registe
     assert str(candidate.version) == registered.version
     assert (run.info.status, run.data.params["rows"]) == ("FINISHED", "10")
     assert run.data.metrics["policies/fastgrnn/regret/utility/mean"] == 0.1
+    assert run.data.metrics["attention.gain"] == 0.5  # a figure, to be compared over nights
 
 
 def test_what_the_machine_did_in_training_is_on_the_run(
