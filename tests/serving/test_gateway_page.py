@@ -25,7 +25,9 @@ def test_a_page_has_verdicts_tables_and_what_is_missing(tmp_path: Path) -> None:
     assert "| gateway-overhead | overhead | p50 <= 5 ms | 4.25 ms | met |" in page
     assert "| gateway-swap | overhead | p50 <= 5 ms | 4.25 ms | **missed** |" in page
     assert "| chat | 4.25 |" in page
-    assert page.rstrip().endswith("Not measured yet: cost, everything, route, overload, local-swap, disconnects.")
+    assert page.rstrip().endswith(
+        "Not measured yet: cost, everything, route, overload, local-swap, disconnects, peers."
+    )
 
 
 def test_no_results_make_no_page(tmp_path: Path) -> None:

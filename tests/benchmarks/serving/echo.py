@@ -1,9 +1,11 @@
-"""The floor: a FastAPI application that parses a chat request and says something back, and does nothing in between.
+"""The floor: a FastAPI application that parses a chat request and says a word back, and does nothing in between.
 
 python -m tests.benchmarks.serving.echo
 """
 
 from __future__ import annotations
+
+import time
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -18,7 +20,15 @@ app = FastAPI()
 
 @app.post("/v1/chat/completions")
 async def chat(body: ChatRequest, request: Request) -> Response:
-    return JsonResponse({"choices": [{"message": {"role": "assistant", "content": body.messages[-1].content}}]})
+    """A whole reply of OpenAI's form, so that a proxy can stand before it."""
+    message = {"role": "assistant", "content": "Accra"}
+    return JsonResponse(
+        {
+            "id": "chatcmpl-1", "object": "chat.completion", "created": int(time.time()), "model": body.model,
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 20, "completion_tokens": 1, "total_tokens": 21},
+        }
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ _INTRODUCTION = """
 # The gateway under load
 
 Made by `python -m tests.benchmarks.serving.gateway_page RESULTS docs/gateway.md` from the results of `make
-bench-gateway`; no figure is typed by hand. An open loop: a request is due when the schedule says so, whatever became of
-those before it, and its time counts from then. Models are processes behind the real worker protocol that take no time,
-or as long as a table says; memory, router, outbox and admission are the real ones. The load comes from the same
+bench-gateway`; no figure is typed by hand. An open loop: a request is due when the schedule says so, whatever became
+of those before it, and its time counts from then. Models are processes behind the real worker protocol that take no
+time, or as long as a table says; memory, router, outbox and admission are the real ones. The load comes from the same
 machine, so it takes a part of the processors. CPU microseconds are the gateway's and its models', not Postgres'.
-Attention is off. Where the load at the start is not near 0, other work had the cores too: read CPU time and ratios.
+Attention is off but where a table says so. Where the load at the start is not near 0, other work had the cores too:
+read CPU time and ratios.
 """
 
 

@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 
 from ruvllm.database.pool import Database
@@ -34,7 +35,10 @@ from tests.benchmarks.memory.report import Cell, Report, conditions
 from tests.benchmarks.memory.vectors import made
 from tests.benchmarks.serving.hangups import HOW, hang_up, seconds_until_free
 from tests.benchmarks.serving.openloop import Connections, Reply, on_schedule, percentiles
+from tests.benchmarks.serving.peers import litellm
+from tests.benchmarks.serving.peers import version as litellm_version
 from tests.benchmarks.serving.place import bundles
+from tests.ports import free_port
 
 CHAT, ROUTE = "/v1/chat/completions", "/v1/route"
 _COLUMNS = (
@@ -146,6 +150,7 @@ class Chosen:
     rate: float
     swaps: int
     service_ms: float
+    litellm: Path | None = None  # an interpreter that has it
 
 
 def cost(bench: Bench, report: Report, chosen: Chosen) -> None:
@@ -173,14 +178,75 @@ def overhead(bench: Bench, report: Report, chosen: Chosen) -> None:
 
 
 def everything(bench: Bench, report: Report, chosen: Chosen) -> None:
-    """The real encoder, answers settled as they come."""
-    rate = chosen.rate / 4
-    with bench.gateway("--real-encoder") as gateway:
-        chat = put_load(gateway, CHAT, rate, bench.seconds)
-    rows = [chat.row("chat, whole request", rate), chat.row("chat, without the model", rate, overhead_s)]
-    note = "MiniLM embeds each question once; 997 questions in turn, of which the cache knows those of before."
+    """The real encoder, attention on, answers settled as they come; without attention for comparison."""
+    rate, runs, attended = chosen.rate / 4, {}, {}
+    plain, whole = _with_attention(bench)
+    for what, bundle, seconds in (("without attention", plain, min(bench.seconds, 60.0)), ("", whole, bench.seconds)):
+        with closing(Database(bench.dsn)) as database:
+            _promote(database, what or "attention", *bundle)
+        with bench.gateway("--real-encoder") as gateway:
+            runs[what] = put_load(gateway, CHAT, rate, seconds)
+            attended[what] = _attended(gateway.url)
+    with closing(Database(bench.dsn)) as database:  # the other parts are without
+        _promote(database, "plain", *plain)
+    assert attended["without attention"][0] == 0, attended
+    rows = [row for what, run in runs.items() for row in (
+        run.row(f"chat, whole request {what}".rstrip(), rate),
+        run.row(f"chat, without the model {what}".rstrip(), rate, overhead_s),
+    )]  # fmt: skip
+    count, mean_ms = attended[""]
+    note = (
+        "MiniLM embeds each question once; 997 questions in turn, of which the cache knows those of before. Attention, "
+        f"with random weights of the usual shape, ordered {count:,} of {len(runs[''].replies) + 20:,} contexts in "
+        f"{mean_ms:.1f} ms on average."
+    )
     report.table(f"Everything on at {rate:g} requests/s", _COLUMNS, rows, note)
-    _judge(report, f"everything on at {rate:g}/s", chat, (15, 40), overhead_s)
+    _judge(report, f"everything on at {rate:g}/s", runs[""], (15, 40), overhead_s)
+
+
+def _with_attention(bench: Bench) -> tuple[tuple[Path, str], tuple[Path, str]]:
+    """A router as it is, and with an attention part: folder and digest of each."""
+    from ruvllm.attention.layers import AttentionNetwork
+    from ruvllm.attention.model import AttentionModel, to_bytes
+    from ruvllm.attention.part import PASSED
+    from ruvllm.attention.shape import Shape
+    from ruvllm.learning.attention_part import pack
+
+    (folder, sha256), *_ = bundles(bench.settings, loading.ENCODER)
+    shape = Shape(bench.dim)
+    arrays = AttentionNetwork(shape, 0, random_head=True).arrays()
+    model = AttentionModel(shape, arrays, loading.ENCODER, "random", {PASSED: 1.0})
+    whole = folder.with_name(f"{folder.name}-attention")
+    return (folder, sha256), (whole, pack(folder, to_bytes(model), whole))
+
+
+def _attended(url: str) -> tuple[int, float]:
+    """How many contexts were ordered, and the mean milliseconds of it."""
+    lines = httpx.get(f"{url}/metrics", trust_env=False).text.splitlines()
+    found = dict(line.rsplit(" ", 1) for line in lines if line.startswith("ruvllm_attend_seconds_"))
+    count, total = (float(found.get(f"ruvllm_attend_seconds_{name}", 0)) for name in ("count", "sum"))
+    return int(count), total / max(1.0, count) * 1000
+
+
+def peers(bench: Bench, report: Report, chosen: Chosen) -> None:
+    """The same bare model behind ours, behind LiteLLM's proxy, and by itself."""
+    seconds, rates = min(bench.seconds, 30.0), (chosen.rate / 4, chosen.rate)
+    rows = []
+    with running(["tests.benchmarks.serving.echo"]) as echo:
+        rows += [put_load(echo, CHAT, rate, seconds).row("bare FastAPI echo", rate) for rate in rates]
+        if chosen.litellm is not None:
+            what = f"LiteLLM {litellm_version(chosen.litellm)} before the echo"
+            with litellm(chosen.litellm, echo.url, bench.settings.state_dir / "litellm", free_port()) as (url, pid):
+                proxy = Server(url, psutil.Process(pid))
+                put_load(proxy, CHAT, rates[0], 5.0)
+                rows += [put_load(proxy, CHAT, rate, seconds).row(what, rate) for rate in rates]
+    with bench.gateway(*_DEFERRED) as gateway:
+        put_load(gateway, CHAT, rates[0], 5.0)
+        rows += [put_load(gateway, CHAT, rate, seconds).row("ours: routed, with memory", rate) for rate in rates]
+    note = "Whole requests. LiteLLM passes each on by HTTP; ours embeds (hashing), searches, routes, asks its worker."
+    if chosen.litellm is None:
+        note += " LiteLLM: not measured; --litellm PYTHON names an environment that has litellm[proxy]."
+    report.table("Beside what users have otherwise", _COLUMNS, rows, note)
 
 
 def route(bench: Bench, report: Report, chosen: Chosen) -> None:
@@ -327,18 +393,18 @@ _BASE_S = 30.0  # of load without a swap
 _DEFERRED = ("--settle-s", "100000")  # at the start, and never again
 PARTS: dict[str, Callable[[Bench, Report, Chosen], None]] = {
     "cost": cost, "overhead": overhead, "everything": everything, "route": route, "overload": overload,
-    "local-swap": local_swap, "swap": swap, "disconnects": disconnects,
+    "local-swap": local_swap, "swap": swap, "disconnects": disconnects, "peers": peers,
 }  # fmt: skip
 
 
 def estimate_s(part: str, seconds: float, swaps: int) -> float:
     """About how long a part takes, with ten seconds for each gateway's start."""
     load = {
-        "cost": 54, "overhead": min(seconds, 30) + seconds, "everything": seconds, "route": min(seconds, 38) + 20,
+        "cost": 54, "overhead": min(seconds, 30) + seconds, "everything": seconds + 60, "route": min(seconds, 38) + 20,
         "overload": 2 * min(seconds, 60) + 20, "local-swap": 50 + min(seconds, 100), "swap": 40 + 2 * swaps,
-        "disconnects": 180,
+        "disconnects": 180, "peers": 220,
     }  # fmt: skip
-    return float(load[part]) + (20 if part in ("cost", "local-swap") else 10)
+    return float(load[part]) + (20 if part in ("cost", "everything", "local-swap") else 10)
 
 
 def measure(parts: Sequence[str], keep: Path, nodes: int, seconds: float, chosen: Chosen) -> None:
@@ -371,6 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--swaps", type=int, default=20, help="through the ledger; fifty times as many locally")
     parser.add_argument("--service-ms", type=float, default=50.0, help="of the overload's models")
+    parser.add_argument("--litellm", type=Path, help="interpreter of an environment that has litellm[proxy]")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas")
     parser.add_argument("--again", action="store_true", help="measure parts that have a result, too")
     given = parser.parse_args(arguments)
@@ -381,7 +448,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     minutes = sum(estimate_s(part, given.seconds, given.swaps) for part in parts) / 60
     print(f"to measure: {', '.join(parts) or 'nothing'}; about {minutes:.0f} minutes beside the database", flush=True)
     if parts:
-        measure(parts, given.keep, given.nodes, given.seconds, Chosen(given.rate, given.swaps, given.service_ms))
+        chosen = Chosen(given.rate, given.swaps, given.service_ms, given.litellm)
+        measure(parts, given.keep, given.nodes, given.seconds, chosen)
 
 
 if __name__ == "__main__":
