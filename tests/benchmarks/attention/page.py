@@ -26,9 +26,9 @@ One attention model is trained on four fifths of the questions of all sets toget
 times over. Intervals are 95 % bootstraps over questions; gains are paired. The gate's rule is in
 `ruvllm/learning/attention_gate.py`. With 100 questions a set the intervals of MuSiQue and HotpotQA are wide.
 
-What a model makes of a context (`contexts`, `spans-…`) is measured on the packaged models: greedy answers of at most 48
-tokens, F1 and exact match after SQuAD's normalisation with numbers by value (`ruvllm/evaluation/qa.py`). A copied
-answer is held to a run of whole words of the passages by masking what else the model would say
+What a model makes of a context (`contexts-…`, `spans-…`) is measured on the packaged models: greedy answers of at
+most 48 tokens, F1 and exact match after SQuAD's normalisation with numbers by value (`ruvllm/evaluation/qa.py`). A
+copied answer is held to a run of whole words of the passages by masking what else the model would say
 (`ruvllm/inference/copying.py`, `Sampling.copying`). Concepts in `hierarchies` hold their passages by Contains edges,
 as compaction makes them.
 

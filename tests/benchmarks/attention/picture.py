@@ -47,7 +47,7 @@ def _panels(wholes: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Bar]]]:
         for table in whole["tables"]:
             if whole["name"] == "multihop" and "recall@5 [95 %]" in table["columns"]:
                 panels.append((f"recall@5, {table['title']}", _bars(table, "recall@5 [95 %]")))
-            elif whole["name"] == "contexts":
+            elif whole["name"].startswith("contexts"):
                 rows = {**table, "rows": [row for row in table["rows"] if row[1] == "both"]}
                 panels.append((f"F1, {table['title']}", _bars(rows, "F1 [95 %]")))
             elif whole["name"].startswith("spans"):

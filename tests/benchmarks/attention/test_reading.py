@@ -37,7 +37,6 @@ pytestmark = pytest.mark.benchmark
 
 SPANS, CONTEXTS, TRAINED_ON = 200, 250, 400  # questions: in all, of each set, of each set
 BIN = 256
-READER = "few-shot"  # the better reader of the packaged two
 FREE = Sampling(max_tokens=48)
 COPIED = replace(FREE, copying=True)
 CANDIDATES = 32
@@ -54,10 +53,12 @@ class Way:
 
 TOP_K = Way("top-k of the hybrid search", False, Assembly(same=1.0))
 ATTENDED = Way("attention, best first", True, Assembly())
+LAST = "attention, best last"
 WAYS = (
     TOP_K,
     ATTENDED,
-    Way("attention, best last", True, Assembly(order="best-last")),
+    Way("top-k of the hybrid search, best last", False, Assembly(order="best-last", same=1.0)),
+    Way(LAST, True, Assembly(order="best-last")),
     Way("attention, both ends", True, Assembly(order="both-ends")),
     Way("attention, 2 sentences of each passage", True, Assembly(sentences=2)),
     Way("attention, 4 sentences of each passage", True, Assembly(sentences=4)),
@@ -156,11 +157,12 @@ def ways(request: pytest.FixtureRequest) -> tuple[Way, ...]:
     return (*WAYS[:2], *(way for way in WAYS[2:] if any(part in way.name for part in parts)))
 
 
+@pytest.mark.parametrize("style", ["few-shot", "chat"])
 def test_contexts(
-    asked: list[Answerable], orders: dict[bool, Rankings], ways: tuple[Way, ...], keep: Path, report: Report
+    style: str, asked: list[Answerable], orders: dict[bool, Rankings], ways: tuple[Way, ...], keep: Path, report: Report
 ) -> None:
     """One model, one bin of tokens: F1 of its answers by how the context was built, question by question."""
-    with Replies(READER, keep) as model:
+    with Replies(style, keep) as model:
         found = {way.name: [_answered(model, each, orders[way.attended], way) for each in asked] for way in ways}
         title = model.tier.title
     base = [row.f1 for rows in found[TOP_K.name] for row in rows]
@@ -174,6 +176,10 @@ def test_contexts(
     report.table(f"{title}, {BIN} tokens of context", columns, table)
     gain = difference([row.f1 for rows in ours for row in rows], base)
     report.target("F1 of attention-built over top-k context", "over 0", str(gain), gain.low > 0)
+    if {LAST, f"{TOP_K.name}, best last"} <= set(found):
+        same = [[r.f1 for rows in found[name] for r in rows] for name in (LAST, f"{TOP_K.name}, best last")]
+        gain = difference(*same)
+        report.target("F1 of attention-built over top-k context, both best last", "over 0", str(gain), gain.low > 0)
     for way in ways[2:]:
         more = difference([r.f1 for rows in found[way.name] for r in rows], [r.f1 for rows in ours for r in rows])
         report.target(f"F1 of {way.name!r} over best first, whole passages", "over 0", str(more), more.low > 0)
