@@ -53,7 +53,7 @@ class Settings:
     deadline_s: float = 60.0
     search_k: int = 32
     attention: str = "auto"  # auto | off: auto reorders what is found where the promoted router's bundle carries a part
-    context_order: str = "best-first"  # best-first | best-last | both-ends: of the passages that a model reads
+    context_order: str = "best-last"  # best-first | best-last | both-ends: of what a model reads; docs/attention.md
     context_balance: float = 1.0  # of rank and newness (maximal marginal relevance); 1: by rank alone
     context_sentences: int = 0  # that a passage is cut to, those that bear on the question; 0: all of it
     explore: float = 0.1  # epsilon of the epsilon-greedy exploration

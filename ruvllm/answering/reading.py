@@ -1,7 +1,8 @@
 """What a tier reads of what was found: the context within a bin, for answers and for the oracle alike.
 
 The oracle reads the plain way: best first, so that a question's bins extend one another's prompt and cost little more
-than the largest. What the settings say besides is for answers.
+than the largest. Answers are asked once, so they lose nothing by an order that small models read better, best last
+(docs/attention.md); what the oracle says of a wide bin is thus a little low.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Texts of users are fenced for `ruvllm.inference.prompt`, which owns the layout a
 special tokens are broken up, what looks like a source number is no longer one, and what nobody vouches for is marked.
 
 With `order` "best-first" the list for a larger bin begins with the list for a smaller one, so that a kept prompt state
-is extended; the other orders lose that and must gain more than it (not measured with a model yet).
+is extended, as the oracle's are. The other orders lose that; what they gain stands in docs/attention.md.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def test_what_an_answer_cites_is_told_by_node(answerer, models):
 
 def test_the_settings_order_what_the_model_reads(answerer, settings):
     other = Answerer(
-        replace(settings, context_order="best-last"), answerer.perception, answerer.pool, answerer.interactions, seed=1
+        replace(settings, context_order="best-first"), answerer.perception, answerer.pool, answerer.interactions, seed=1
     )
     assert other.answer(Ask(QUESTION)).used == tuple(reversed(answerer.answer(Ask(QUESTION)).used))
 

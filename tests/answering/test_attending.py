@@ -78,7 +78,7 @@ def test_the_model_reads_in_attentions_order(place: Place) -> None:
     assert [each.node for each in attended.attended] == ranked.ids.tolist()
     before = {hit.node.id: at for at, hit in enumerate(plain.hits, start=1)}
     assert [each.before for each in attended.attended] == [before[id] for id in ranked.ids.tolist()]
-    assert list(attended.used) == [id for id in ranked.ids.tolist() if id in attended.used]
+    assert list(attended.used) == [id for id in reversed(ranked.ids.tolist()) if id in attended.used]  # best last
     assert "attend" in attended.stage_ms
     assert not plain.attended
     assert "attend" not in plain.stage_ms
