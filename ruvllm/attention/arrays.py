@@ -65,17 +65,15 @@ class ArraySource:
         rows: Vector = self._vectors[list(ids)]
         return rows
 
-    def facts(self, ids: Sequence[int], vectors: Vector) -> NodeFacts:
+    def facts(self, ids: Sequence[int], vectors: Vector, edges: EdgeArrays) -> tuple[NodeFacts, EdgeFacts]:
+        used = np.minimum(self._ages[edges.src], self._ages[edges.dst])
         return NodeFacts(
             vectors,
             [self._terms[id] for id in ids],
             [self._titles[id] for id in ids],
             np.ones(len(ids), np.float32),
             self._ages[list(ids)],
-        )
-
-    def edge_facts(self, ids: Sequence[int], edges: EdgeArrays) -> EdgeFacts:
-        return EdgeFacts(np.ones(len(edges.src), np.float32), np.minimum(self._ages[edges.src], self._ages[edges.dst]))
+        ), EdgeFacts(np.ones(len(edges.src), np.float32), used)
 
     def walk(self, seeds: Sequence[int], how: Walk) -> Neighbourhood:
         """As `Walk` says, over the rows of this object."""

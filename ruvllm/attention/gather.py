@@ -109,10 +109,9 @@ def _subgraph(source: Source, question: str, vector: Vector, ranked: _Ranked, ar
     reach = _reach(fused_score * (around.hops == 0), src, dst, met.weight, int(around.hops.max(initial=0)))
     prior = np.maximum(fused_score, _HALF * reach)
     kept = _kept(around, cosines, reach, prior)
-    facts = source.facts(around.ids[kept].tolist(), vectors[kept])
+    facts, edge_facts = source.facts(around.ids[kept].tolist(), vectors[kept], met)
     now = np.full(len(around.ids), -1, dtype=np.int64)
     now[kept] = np.arange(len(kept))
-    edge_facts = source.edge_facts(around.ids[kept].tolist(), met)
     edges = sound(
         Edges(now[src], now[dst], met.relation, met.weight, edge_facts.confidence, edge_facts.age_days), len(kept)
     )

@@ -25,11 +25,12 @@ from ruvllm.memory.store import Memory
 _KEPT = 20_000  # nodes whose words are remembered
 
 _EDGES = """
-    SELECT src, dst, memory.relation_code(rel), confidence, extract(epoch FROM %(now)s - last_used_at) / 86400
+    SELECT src, dst, memory.relation_code(rel), confidence,
+        (extract(epoch FROM %(now)s - last_used_at) / 86400)::float4
     FROM memory.edges WHERE src = ANY(%(ids)s) AND dst = ANY(%(ids)s)
 """
 _AGES = """
-    SELECT id, version, confidence, extract(epoch FROM %(now)s - created_at) / 86400
+    SELECT id, version, confidence, (extract(epoch FROM %(now)s - created_at) / 86400)::float4
     FROM memory.nodes WHERE id = ANY(%(ids)s)
 """
 
@@ -64,9 +65,7 @@ class Source(Protocol):
 
     def vectors(self, ids: Sequence[int]) -> Vector: ...
 
-    def facts(self, ids: Sequence[int], vectors: Vector) -> NodeFacts: ...
-
-    def edge_facts(self, ids: Sequence[int], edges: EdgeArrays) -> EdgeFacts: ...
+    def facts(self, ids: Sequence[int], vectors: Vector, edges: EdgeArrays) -> tuple[NodeFacts, EdgeFacts]: ...
 
 
 @dataclass
@@ -119,26 +118,20 @@ class MemorySource:
     def vectors(self, ids: Sequence[int]) -> Vector:
         return self.memory.vectors(ids)
 
-    def facts(self, ids: Sequence[int], vectors: Vector) -> NodeFacts:
-        """One look-up; texts are read only of nodes whose words are not remembered."""
-        known = self._known(ids)
-        found = self._terms_of([(id, known[id][0]) for id in ids])
+    def facts(self, ids: Sequence[int], vectors: Vector, edges: EdgeArrays) -> tuple[NodeFacts, EdgeFacts]:
+        """Of nodes and of the edges among them, in one round trip; texts are read only of nodes whose words are not
+        remembered. A node that went meanwhile is without confidence, an edge is full of doubt and old besides."""
+        nodes, met = self._rows(ids)
+        found = self._terms_of([(id, nodes[id][0]) for id in ids])
+        keys = zip(edges.src.tolist(), edges.dst.tolist(), edges.relation.tolist(), strict=True)
+        pairs = np.array([met.get(key, (0.0, 1e4)) for key in keys], dtype=np.float32).reshape(-1, 2)
         return NodeFacts(
             vectors,
             [terms for terms, _ in found],
             [titles for _, titles in found],
-            np.array([known[id][1] for id in ids], dtype=np.float32),
-            np.array([known[id][2] for id in ids], dtype=np.float32),
-        )
-
-    def edge_facts(self, ids: Sequence[int], edges: EdgeArrays) -> EdgeFacts:
-        """One look-up for all edges among `ids`; an edge that went meanwhile is full of doubt and old."""
-        with self.memory.database.transaction() as connection:
-            rows = connection.execute(_EDGES, {"ids": list(ids), "now": datetime.now(UTC)}).fetchall()
-        known = {(src, dst, code): (confidence, days) for src, dst, code, confidence, days in rows}
-        keys = zip(edges.src.tolist(), edges.dst.tolist(), edges.relation.tolist(), strict=True)
-        pairs = np.array([known.get(key, (0.0, 1e4)) for key in keys], dtype=np.float32).reshape(-1, 2)
-        return EdgeFacts(pairs[:, 0], pairs[:, 1])
+            np.array([nodes[id][1] for id in ids], dtype=np.float32),
+            np.array([nodes[id][2] for id in ids], dtype=np.float32),
+        ), EdgeFacts(pairs[:, 0], pairs[:, 1])
 
     def _terms_of(self, keys: Sequence[tuple[int, int]]) -> list[tuple[frozenset[str], frozenset[str]]]:
         found = [self._terms.known(key) for key in keys]
@@ -149,12 +142,19 @@ class MemorySource:
         learnt = {key: self._terms.learn(key, *_texts_of(nodes.get(key[0]))) for key in missing}
         return [learnt[key] if each is None else each for key, each in zip(keys, found, strict=True)]
 
-    def _known(self, ids: Sequence[int]) -> dict[int, tuple[int, float, float]]:
-        """Version, confidence and age in days; a node that went meanwhile is without confidence."""
+    def _rows(
+        self, ids: Sequence[int]
+    ) -> tuple[dict[int, tuple[int, float, float]], dict[tuple[int, int, int], tuple[float, float]]]:
+        """Version, confidence and age in days by node; confidence and age by source, target and relation."""
+        given = {"ids": list(ids), "now": datetime.now(UTC)}
         with self.memory.database.transaction() as connection:
-            rows = connection.execute(_AGES, {"ids": list(ids), "now": datetime.now(UTC)}).fetchall()
-        found = {int(id): (int(version), float(confidence), float(days)) for id, version, confidence, days in rows}
-        return {id: found.get(id, (0, 0.0, 0.0)) for id in ids}
+            nodes, edges = connection.cursor(binary=True), connection.cursor(binary=True)
+            with connection.pipeline():
+                nodes.execute(_AGES, given)
+                edges.execute(_EDGES, given)
+            found = {id: (version, confidence, days) for id, version, confidence, days in nodes}
+            met = {(src, dst, code): (confidence, days) for src, dst, code, confidence, days in edges}
+        return {id: found.get(id, (0, 0.0, 0.0)) for id in ids}, met
 
 
 def _texts_of(node: Node | None) -> tuple[str, str]:
