@@ -1,8 +1,9 @@
 """What a model is asked. Knows nothing of tokenisers or memory, or of which passages are shown.
 
-[static][history][context][question]: the static part never changes for a tier, and passages stand best first, so that a
-larger bin's context extends a smaller one's and the saved state is reused. A caller's own instructions open the
-history: behind the static part, which thus stays the same for every caller, and before the turns that they govern.
+[static][history][context][question]: the static part never changes for a tier, and passages stand as they are given:
+best first (the oracle) a larger bin's context extends a smaller one's, and the saved state is reused. A caller's own
+instructions open the history: behind the static part, which thus stays the same for every caller, and before the turns
+that they govern.
 
 Text of users and of memory is fenced twice: it is one line, and only trusted text can begin a line, so it cannot pose
 as a question, an answer or a turn; and its segments are untrusted, so a literal `<|im_end|>` stays plain characters.
@@ -138,7 +139,7 @@ PROMPT_VERSION = _digest()
 def build(
     tier: Tier, question: str, passages: Sequence[str], history: Sequence[tuple[str, str]], instructions: str = ""
 ) -> Prompt:
-    """The prompt for `question` after the earlier turns of `history` (question, answer), with `passages` best first.
+    """The prompt for `question` after the turns of `history` (question, answer), with `passages` in their order.
 
     `instructions` are a caller's (OpenAI's system or developer message). They stand where a model heeds them, but each
     of their lines is fenced like any other text from outside.
