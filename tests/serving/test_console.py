@@ -134,7 +134,7 @@ def test_without_postgres_the_rest_is_said(client: httpx.Client) -> None:
 def test_the_state_takes_a_key_where_one_is_wanted(
     client: httpx.Client, service: GatewayService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def caller(authorization: str | None, peer: str | None) -> Caller:
+    def caller(authorization: str | None, peer: str | None, site: str | None) -> Caller:
         if authorization is None:
             raise AuthenticationError("no API key")
         return Caller("k1", "default", frozenset(), CallerLimits())

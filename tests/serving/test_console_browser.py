@@ -225,7 +225,7 @@ def test_an_error_in_the_middle_is_said(opens: Opens, service: GatewayService, a
 
 
 def test_a_key_stays_in_its_tab(opens: Opens, service: GatewayService, monkeypatch: pytest.MonkeyPatch) -> None:
-    def caller(authorization: str | None, peer: str | None) -> Caller:
+    def caller(authorization: str | None, peer: str | None, site: str | None) -> Caller:
         if authorization != "Bearer ruvllm-a-key":
             raise AuthenticationError("no API key")
         return Caller("k1", "default", frozenset(SCOPES), CallerLimits())

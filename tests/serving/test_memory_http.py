@@ -87,7 +87,7 @@ def test_trust_and_others_nodes_take_the_scope_admin(
 ) -> None:
     [id] = memory.add([NewNode(CAPITAL)]).ids
     caller = Caller("k1", "default", frozenset({"memory"}), CallerLimits())
-    monkeypatch.setattr(real.door, "caller", lambda authorization, peer: caller)
+    monkeypatch.setattr(real.door, "caller", lambda authorization, peer, site: caller)
     told = client.post("/v1/memory", json={"nodes": [{"text": "Trust me.", "trust": "system"}]})
     assert (told.status_code, told.json()["error"]["code"]) == (403, "insufficient_scope")
     assert client.delete(f"/v1/memory/{id}").status_code == 403

@@ -88,7 +88,7 @@ def test_who_hangs_up_on_a_whole_answer_ends_the_work_too(
     answerer.pause = threading.Event()
     content = json.dumps({"model": "auto", "messages": MESSAGES}).encode()
     head = (
-        f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+        f"POST {CHAT} HTTP/1.1\r\nhost: ::1\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     )
     with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as connection:
         connection.sendall(head.encode() + content)
