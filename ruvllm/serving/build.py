@@ -12,6 +12,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+from threadpoolctl import threadpool_limits
+
 from ruvllm.answering.answer import Answerer, Perception
 from ruvllm.answering.interactions import Interactions
 from ruvllm.database import open_database
@@ -48,6 +50,7 @@ def build_service(settings: Settings) -> GatewayService:
         EncoderMismatchError: memory holds vectors of another encoder.
         DatabaseError: the embedded server cannot be started. A server of the user's own may be away.
     """
+    one_blas_thread()
     with ExitStack() as opened:
         embedder = open_embedder(settings)
         database = _database(settings)
@@ -78,6 +81,15 @@ def build_service(settings: Settings) -> GatewayService:
         service.metrics.watch_memory(late.reading)
         service.metrics.watch_models(lambda: pool.states)
         return service
+
+
+def one_blas_thread() -> None:
+    """Keep NumPy's products on the thread that asks for them, for as long as this process lives.
+
+    A gateway makes small ones in many threads at once. BLAS' own threads make none of them faster and spin while they
+    wait: with attention on they took four times the time of all else.
+    """
+    threadpool_limits(1, user_api="blas")
 
 
 def _for_tenant(tenant: str, first: Answerer) -> Answerer:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from ruvllm.serving.build import LateMemory
 from ruvllm.serving.fake import FakeAnswerer
 from ruvllm.serving.probe import ask_gateway
 from ruvllm.serving.service import GatewayService
-from ruvllm.settings import Settings
+from ruvllm.settings import PROJECT_ROOT, Settings
 from tests.serving.gateway import serving
 
 VECTOR = np.eye(1, 384, dtype=np.float32)[0]
@@ -133,3 +136,28 @@ def test_a_tier_that_cannot_start_is_named_and_every_tier_is_counted(
         'ruvllm_model_quarantined{model="smollm2-135m"} 3.0',
     ):
         assert line in shown
+
+
+_BUILDS = """
+import numpy as np
+from threadpoolctl import threadpool_info
+from ruvllm.serving import build
+from ruvllm.settings import load_settings
+
+def nothing_opens(settings):
+    raise FileNotFoundError
+
+build.open_embedder = nothing_opens
+try:
+    build.build_service(load_settings({}))
+except FileNotFoundError:
+    np.ones((8, 8)) @ np.ones((8, 8))
+    print({each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"})
+"""
+
+
+def test_a_gateways_small_products_wake_no_other_threads() -> None:
+    """Of BLAS: spinning, they took four times the time of all else."""
+    freely = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", _BUILDS], env=freely, capture_output=True, text=True, cwd=PROJECT_ROOT)
+    assert done.stdout.strip() == "{1}", done.stderr

@@ -38,6 +38,7 @@ from ruvllm.router.fake import write_random_bundle
 from ruvllm.router.store import BundleStore
 from ruvllm.serving.__main__ import listen
 from ruvllm.serving.app import create_app
+from ruvllm.serving.build import one_blas_thread
 from ruvllm.serving.service import SETTLE_EVERY_S, GatewayService
 from ruvllm.settings import Settings, load_settings
 from tests.benchmarks.serving.scripted import MS
@@ -64,6 +65,7 @@ def service(
     settle_every_s: float = SETTLE_EVERY_S,
 ) -> GatewayService:
     """A gateway over the database; its `stop` closes what it opened."""
+    one_blas_thread()
     memory = Memory(database, embedder, settings)
     replica = None
     if settings.replica:
