@@ -87,9 +87,8 @@ def test_who_hangs_up_on_a_whole_answer_ends_the_work_too(
 ) -> None:
     answerer.pause = threading.Event()
     content = json.dumps({"model": "auto", "messages": MESSAGES}).encode()
-    head = (
-        f"POST {CHAT} HTTP/1.1\r\nhost: ::1\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
-    )
+    about = f"content-type: application/json\r\ncontent-length: {len(content)}"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\n{about}\r\n\r\n"
     with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as connection:
         connection.sendall(head.encode() + content)
         assert answerer.began.acquire(timeout=10)
