@@ -32,6 +32,10 @@ copied answer is held to a run of whole words of the passages by masking what el
 (`ruvllm/inference/copying.py`, `Sampling.copying`). Concepts in `hierarchies` hold their passages by Contains edges,
 as compaction makes them.
 
+Answers read the best passage last, nearest to the question, because both packaged models answer better so
+(`RUVLLM_CONTEXT_ORDER`); the oracle reads it first, because its bins then extend one another's prompt. Passages are
+whole unless `RUVLLM_CONTEXT_SENTENCES` says otherwise: the gain of cutting them is small and of one model.
+
 ![What was found and what was made of it](attention.png)
 """
 
