@@ -152,8 +152,8 @@ class MemorySource:
             with connection.pipeline():
                 nodes.execute(_AGES, given)
                 edges.execute(_EDGES, given)
-            found = {id: (version, confidence, days) for id, version, confidence, days in nodes}
-            met = {(src, dst, code): (confidence, days) for src, dst, code, confidence, days in edges}
+            found = {id: (version, confidence, days) for id, version, confidence, days in nodes.fetchall()}
+            met = {(src, dst, code): (confidence, days) for src, dst, code, confidence, days in edges.fetchall()}
         return {id: found.get(id, (0, 0.0, 0.0)) for id in ids}, met
 
 
