@@ -99,18 +99,10 @@ class MemorySource:
         self._terms = terms or TermCache()
 
     def nearest(self, vector: Vector, k: int) -> Found:
-        hits = self.memory.search(vector, k, filter=Filter(reader=self.reader), token=self.token)
-        return Found(
-            np.array([hit.node.id for hit in hits], dtype=np.int64),
-            np.array([hit.similarity for hit in hits], dtype=np.float32),
-        )
+        return self.memory.find(vector, k, Filter(reader=self.reader), self.token)
 
     def words(self, text: str, k: int) -> Found:
-        hits = self.memory.search_words(text, k, Filter(reader=self.reader), self.token)
-        return Found(
-            np.array([hit.node.id for hit in hits], dtype=np.int64),
-            np.array([hit.similarity for hit in hits], dtype=np.float32),
-        )
+        return self.memory.find_words(text, k, Filter(reader=self.reader), self.token)
 
     def walk(self, seeds: Sequence[int], how: Walk) -> Neighbourhood:
         return self.memory.walk(seeds, how, self.token)

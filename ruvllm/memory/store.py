@@ -128,6 +128,15 @@ class Memory:
         asked = Asked(k, filter or Filter(), token=token)
         return self._reader.nodes_of(self._reader.words(clean_text(text), asked))
 
+    def find(self, vector: Vector, k: int, filter: Filter | None = None, token: int = 0) -> Found:
+        """`search` without texts and vectors: ids and similarities, nearest first."""
+        self._check_vector(vector, "vector")
+        return self._reader.found(vector, Asked(k, filter or Filter(), token=token))
+
+    def find_words(self, text: str, k: int, filter: Filter | None = None, token: int = 0) -> Found:
+        """`search_words` without texts and vectors: ids and scores, the best first."""
+        return self._reader.words(clean_text(text), Asked(k, filter or Filter(), token=token))
+
     def hybrid(
         self,
         text: str,

@@ -33,7 +33,7 @@ from ruvllm.serving.tenants import tenant_database
 from ruvllm.settings import Settings
 
 if TYPE_CHECKING:
-    from ruvllm.memory.records import AddReport, Hit, Neighbourhood, NewNode, Node, Vector, Walk, WriteBack
+    from ruvllm.memory.records import AddReport, Found, Hit, Neighbourhood, NewNode, Node, Vector, Walk, WriteBack
     from ruvllm.memory.replica import Replica
     from ruvllm.memory.retrieval.reading import ReadingState
 
@@ -185,7 +185,16 @@ class LateMemory:
     def write_back(self, *args: Any, **kwargs: Any) -> WriteBack:
         return self.open().write_back(*args, **kwargs)
 
-    # What memory's own endpoints need of it.
+    # What attention and memory's own endpoints need of it.
+
+    def find(self, *args: Any, **kwargs: Any) -> Found:
+        return self.open().find(*args, **kwargs)
+
+    def find_words(self, *args: Any, **kwargs: Any) -> Found:
+        return self.open().find_words(*args, **kwargs)
+
+    def vectors(self, ids: Sequence[int]) -> Vector:
+        return self.open().vectors(ids)
 
     @property
     def database(self) -> Database:
@@ -206,8 +215,8 @@ class LateMemory:
     def get(self, ids: Sequence[int]) -> list[Node]:
         return self.open().get(ids)
 
-    def walk(self, seeds: Sequence[int], walk: Walk) -> Neighbourhood:
-        return self.open().walk(seeds, walk)
+    def walk(self, seeds: Sequence[int], walk: Walk, token: int = 0) -> Neighbourhood:
+        return self.open().walk(seeds, walk, token)
 
 
 def _replica(settings: Settings, database: Database) -> Replica:

@@ -7,17 +7,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from ruvllm.answering.interactions import OutboxState
+from ruvllm.attention.gather import gather
+from ruvllm.attention.source import MemorySource
 from ruvllm.database.pool import Database
 from ruvllm.embedding import EmbeddingAdapter
 from ruvllm.embedding.fake import HashingEncoder
 from ruvllm.errors import DatabaseError, EncoderMismatchError, ProcessError, SettingsError
 from ruvllm.inference.supervised import TierState
 from ruvllm.memory.records import NewNode
+from ruvllm.memory.store import Memory
 from ruvllm.memory.writing import burst
 from ruvllm.router.store import BundleStore
 from ruvllm.serving.build import LateMemory
@@ -100,6 +104,15 @@ def test_the_gateway_takes_bursts_in_and_says_what_waits(
     assert "ruvllm_replay_size 7.0" in shown
     assert "ruvllm_ingest_waiting 0.0" in shown
     assert late.open().counts()["nodes"] == 5
+    late.close()
+
+
+def test_attention_reads_a_memory_that_joined_late(settings: Settings, database_url: str, database: Database) -> None:
+    embedder = EmbeddingAdapter(HashingEncoder())
+    late = LateMemory(replace(settings, database_url=database_url), database, embedder)
+    late.add([NewNode(f"Passage {i} about Ghana.", source="test") for i in range(5)])
+    graph = gather(MemorySource(cast(Memory, late)), "Ghana?", embedder.embed_one("Ghana?"))
+    assert graph.n == 5
     late.close()
 
 
