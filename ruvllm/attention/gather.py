@@ -190,11 +190,10 @@ class _Cover:
 def _held(asked: Sequence[str], terms: Sequence[frozenset[str]]) -> NDArray[np.bool_]:
     """(n, t) by intersections: most nodes hold few of the words."""
     column = {word: place for place, word in enumerate(asked)}
-    words, out = frozenset(asked), np.zeros((len(terms), len(asked)), dtype=bool)
-    for row, each in enumerate(terms):
-        for word in words & each:
-            out[row, column[word]] = True
-    return out
+    words, out = frozenset(asked), np.zeros(len(terms) * len(asked), dtype=bool)
+    width = len(asked)
+    out[[row * width + column[word] for row, each in enumerate(terms) for word in words & each]] = True
+    return out.reshape(len(terms), width)
 
 
 def _spread(ids: Rows, values: Mapping[int, float]) -> Array:
