@@ -242,7 +242,7 @@ def _read(record_file: Path) -> _Record | None:
 
 def _wait_ready(service: Service, process: psutil.Process) -> None:
     deadline = time.monotonic() + service.start_timeout_s
-    while not (_healthy(service.health) and _listens(process, service.port)):
+    while not (healthy(service.health) and _listens(process, service.port)):
         if not alive(process):
             raise ProcessError(f"{service.name}: ended while it started; {tail(service.log)}")
         if time.monotonic() > deadline:
@@ -251,10 +251,11 @@ def _wait_ready(service: Service, process: psutil.Process) -> None:
         time.sleep(0.1)
 
 
-def _healthy(url: str) -> bool:
+def healthy(url: str) -> bool:
+    """Whether `url` answers with 200 within two seconds."""
     try:
         return httpx.get(url, timeout=2.0, trust_env=False).status_code == httpx.codes.OK  # no proxy to ourselves
-    except httpx.TransportError:
+    except (httpx.TransportError, httpx.InvalidURL):
         return False
 
 

@@ -17,7 +17,6 @@ import httpx
 
 from ruvllm.database.pool import Database
 from ruvllm.errors import BundleError, RegistryError
-from ruvllm.ports import urls
 from ruvllm.registry import ledger
 from ruvllm.registry.identities import ANY, identity
 from ruvllm.registry.ledger import LedgerRow
@@ -103,14 +102,6 @@ def fetch_bundle(uri: str, sha256: str, into: Path, settings: Settings) -> Path:
         shutil.rmtree(into, ignore_errors=True)
         raise
     return into
-
-
-def is_up(settings: Settings) -> bool:
-    """Whether the MLflow server, of this checkout or the user's own, answers within seconds."""
-    try:
-        return httpx.get(f"{urls(settings).mlflow}/health", timeout=_TIMEOUT).status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
 
 
 def read_artifact(uri: str, settings: Settings) -> bytes:

@@ -24,7 +24,8 @@ from ruvllm.inference.pool import ModelPool
 from ruvllm.inference.tiers import active_ladder
 from ruvllm.memory.store import Memory
 from ruvllm.memory.writing import burst
-from ruvllm.registry.fetch import is_up
+from ruvllm.ports import urls
+from ruvllm.process import healthy
 from ruvllm.router.store import BundleStore
 from ruvllm.serving.cache import FollowedCache
 from ruvllm.serving.idle import judge_of
@@ -75,7 +76,7 @@ def build_service(settings: Settings) -> GatewayService:
             models=lambda: pool.states,
             make=lambda tenant: _for_tenant(tenant, answerer),
             judge=(lambda of: judge_of(settings, pool, of)) if settings.judge else None,
-            registry_is_up=lambda: is_up(settings),
+            registry_is_up=lambda: healthy(f"{urls(settings).mlflow}/health"),
         )
         interactions.on_quality = service.metrics.quality.observe
         service.metrics.watch_memory(late.reading)

@@ -320,7 +320,7 @@ class GatewayService:
     def look_at_registry(self) -> None:
         """For metrics alone: answers never wait for MLflow, and what the ledger names was fetched or is said."""
         if (is_up := self._registry_is_up) is not None:
-            self.metrics.mlflow_up.set(float(is_up()))
+            self._try("mlflow", lambda: self.metrics.mlflow_up.set(float(is_up())))
 
     def judge(self) -> None:
         """Let the judge score what waits, while nobody asks; one that may not judge is said, and is not asked."""

@@ -15,6 +15,7 @@ import pytest
 
 from ruvllm.database.pool import Database
 from ruvllm.errors import OverloadedError, ProcessError
+from ruvllm.process import healthy
 from ruvllm.registry import ledger
 from ruvllm.registry.fetch import sync_champion
 from ruvllm.registry.ledger import NewRow
@@ -164,3 +165,29 @@ def test_a_taken_port_is_named_with_the_way_out() -> None:
         with pytest.raises(ProcessError, match=rf"port {port} of 127\.0\.0\.1.*RUVLLM_GATEWAY_PORT"):
             listen("127.0.0.1", port)
     require_fast_parts()
+
+
+def test_an_address_that_is_none_does_not_answer() -> None:
+    assert not healthy("http://127.0.0.1:9/health")
+    assert not healthy("http://127.0.0.1:port/health")
+
+
+def test_whether_mlflow_answers_is_shown_and_a_look_that_fails_ends_nothing(
+    answerer: FakeAnswerer, away: Database, settings: Settings
+) -> None:
+    looks: list[bool | Exception] = [True, False, OSError("no space left"), True]
+
+    def look() -> bool:
+        seen = looks.pop(0)
+        if isinstance(seen, Exception):
+            raise seen
+        return seen
+
+    service = GatewayService(answerer, away, BundleStore(settings.router_dir), settings, registry_is_up=look)
+    shown = []
+    for _ in range(4):
+        service.look_at_registry()
+        shown.append("ruvllm_mlflow_up 1.0" in service.metrics.render().decode())
+        degraded = [text for text in service.state().degraded if text.startswith("mlflow")]
+        assert bool(degraded) == (len(shown) == 3)
+    assert shown == [True, False, False, True]
