@@ -51,7 +51,7 @@ class Assembly:
     same: float = SAME  # Jaccard over which the later text is dropped; 1: none is
     balance: float = 1.0  # of maximal marginal relevance; 1: plain order
     sentences: int = 0  # that a text is cut to; 0: none is cut
-    most: int = 32  # sources at most
+    most: int = 64  # sources at most: as many as a search may be set to find
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
