@@ -22,7 +22,8 @@ bench-gateway`; no figure is typed by hand. An open loop: a request is due when 
 of those before it, and its time counts from then. Models are processes behind the real worker protocol that take no
 time, or as long as a table says; memory, router, outbox and admission are the real ones. The load comes from the same
 machine, so it takes a part of the processors. CPU microseconds are the gateway's and its models', not Postgres'.
-Attention is off but where a table says so. Where the load at the start is not near 0, other work had the cores too:
+Attention is off but where a table says so; the row without it there is of the first minute, when most questions are
+new to the encoder. Where the load at the start is not near 0, other work had the cores too:
 read CPU time and ratios.
 """
 
