@@ -34,7 +34,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 gemma_flag := $(if $(filter no,$(GEMMA)),,--accept-gemma-terms)
 
 .PHONY: help setup cycle test test-vllm check up down status lock audit clean
-.PHONY: bench bench-memory bench-router bench-attention bench-latency bench-gateway bench-conformance bench-week bench-night
+.PHONY: bench bench-memory bench-router bench-attention bench-latency bench-gateway bench-conformance bench-poisoning bench-week bench-night
 .PHONY: bench-kills bench-overhead bench-fan-out screens
 
 help: ## this list
@@ -96,6 +96,10 @@ bench-latency: setup ## measure every tier's shape with blank weights, hours in 
 bench-gateway: setup ## load, overload and hot swap of the gateway; writes docs/gateway.md
 	@.venv/bin/python -m tests.benchmarks.serving.load --keep $(BENCH_DIR)/gateway $(BENCH_FLAGS)
 	@.venv/bin/python -m tests.benchmarks.serving.gateway_page $(BENCH_DIR)/gateway/results docs/gateway.md
+
+bench-poisoning: setup ## two published attacks on memory, with and without its provenance; writes docs/poisoning.md
+	@.venv/bin/python -m tests.benchmarks.serving.poisoning --keep $(BENCH_DIR)/poisoning $(BENCH_FLAGS)
+	@.venv/bin/python -m tests.benchmarks.serving.poisoning --page $(BENCH_DIR)/poisoning/results docs/poisoning.md
 
 bench-conformance: setup ## every operation of the gateway against its own document (schemathesis); writes docs/conformance.md
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check 'schemathesis>=4.30,<5'
